@@ -1,0 +1,124 @@
+"""A causal source-filter codec on a 20 ms grid.
+
+    waveform -> log-mel, level removed -> ConvNeXt encoder -> residual VQ            (codes: the envelope)
+    codes + F0 + periodicity + level -> ConvNeXt decoder -> gains of pulses and noise -> inverse STFT
+
+Frame t is cut from samples [(t-1) hop, (t+1) hop). Its level is the frame's own; its pitch is F0 and
+periodicity at its leading edge (t+1) hop. Neural source-filter (Wang et al. 2019) in the frame domain,
+with the differentiable harmonic-plus-noise idea of DDSP (Engel et al. 2020).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vivavoce.codec.rvq import ResidualVQ
+from vivavoce.codec.source import Excitation
+from vivavoce.core.checkpoint import PretrainedModule
+from vivavoce.core.frames import Framing, LogMel, OverlapAdd
+from vivavoce.core.layers import ConvNeXtStack, State
+
+LEVEL_FLOOR_DB = -65.0
+DB = 20.0 / math.log(10.0)  # dB per neper
+
+
+@dataclass
+class CodecConfig:
+    """Shape of the codec; the defaults are the embedded model's."""
+
+    sample_rate: int = 16000  # Hz
+    hop: int = 320  # samples a frame; the window is twice that
+    n_mels: int = 80
+    n_codebooks: int = 8
+    codebook_size: int = 1024
+    code_dim: int = 64
+    encoder_dim: int = 224
+    encoder_depth: int = 4
+    decoder_dim: int = 320
+    decoder_depth: int = 6
+
+
+class Codec(PretrainedModule):
+    """Encode speech to codes and level; decode codes, pitch and level to speech."""
+
+    model_type: ClassVar[str] = "vivavoce-codec"
+    Config: ClassVar[type] = CodecConfig
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.framing = Framing(2 * c.hop, c.hop)
+        self.mel = LogMel(c.sample_rate, 2 * c.hop, c.n_mels)
+        self.encoder = ConvNeXtStack(c.n_mels, c.encoder_dim, c.encoder_depth)
+        self.to_code = nn.Linear(c.encoder_dim, c.code_dim)
+        self.quantiser = ResidualVQ(c.n_codebooks, c.codebook_size, c.code_dim)
+        self.decoder = ConvNeXtStack(c.code_dim + 3, c.decoder_dim, c.decoder_depth)
+        self.head = nn.Linear(c.decoder_dim, 3 * (c.hop + 1))
+        self.source = Excitation(c.sample_rate, c.hop)
+        self.overlap = OverlapAdd(c.hop)
+        self.register_buffer("window", torch.hann_window(2 * c.hop).sqrt(), persistent=False)
+
+    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cuda", enabled=False)
+    def analyse(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames [B, T, 2 hop] -> level-free log-mel [B, T, n_mels], level in dB re full scale [B, T]."""
+        mel, level = self.mel(frames)
+        level = 10.0 * torch.log10(10.0 ** (level / 10.0) + 10.0 ** (LEVEL_FLOOR_DB / 10.0))
+        return mel - level[..., None] / DB, level
+
+    def embed(self, mel: Tensor, state: State = None) -> tuple[Tensor, State]:
+        """Level-free log-mel [B, T, n_mels] -> latents before quantisation [B, T, code_dim]."""
+        y, state = self.encoder(mel, state)
+        return self.to_code(y), state
+
+    def encode(self, x: Tensor, state: State = None) -> tuple[tuple[Tensor, Tensor], State]:
+        """Waveform [B, T * hop] -> (codes [B, T, n_codebooks], level dB [B, T]), state."""
+        framing, encoder = state or (None, None)
+        frames, framing = self.framing(x, framing)
+        mel, level = self.analyse(frames)
+        z, encoder = self.embed(mel, encoder)
+        return (self.quantiser.encode(z), level), (framing, encoder)
+
+    def forward(self, wave: Tensor, f0: Tensor, periodicity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Training pass with quantiser dropout: waveform (a hop late), commitment loss, code perplexity."""
+        frames, _ = self.framing(wave)
+        mel, level = self.analyse(frames)
+        z, _ = self.embed(mel)
+        zq, commit, perplexity = self.quantiser(z)
+        y, _ = self.synthesise(zq, f0, periodicity, level)
+        return y, commit, perplexity
+
+    def decode(
+        self, codes: Tensor, f0: Tensor, periodicity: Tensor, level: Tensor, state: State = None, seed: int = 0
+    ) -> tuple[Tensor, State]:
+        """Codes [B, T, k], F0 (Hz), periodicity (0 to 1) and level (dB), each [B, T] -> waveform [B, T * hop].
+
+        The waveform lags by one hop: the first hop samples of a stream precede it (see OverlapAdd).
+        """
+        return self.synthesise(self.quantiser.decode(codes), f0, periodicity, level, state, seed)
+
+    def synthesise(
+        self, z: Tensor, f0: Tensor, periodicity: Tensor, level: Tensor, state: State = None, seed: int = 0
+    ) -> tuple[Tensor, State]:
+        """`decode` from quantised latents z [B, T, code_dim]."""
+        decoder, source, tail, overlap = state or (None, None, None, None)
+        octaves = torch.log2(f0.clamp(30.0, 2000.0) / 200.0)
+        extra = torch.stack((octaves * periodicity, periodicity, (level + 40.0) / 20.0), dim=-1)
+        y, decoder = self.decoder(torch.cat((z, extra.to(z.dtype)), dim=-1), decoder)
+        log_h, phase, log_n = self.head(y).float().chunk(3, dim=-1)
+        gain = (10.0 ** (level / 20.0))[..., None]
+        harmonic = torch.polar(gain * periodicity[..., None] * torch.exp(log_h.clamp(-12, 6)), phase)
+        noisy = gain * torch.exp(log_n.clamp(-12, 6))
+        pulses, noise, source = self.source(f0, seed, source)
+        both = torch.stack((pulses, noise), dim=1)  # [B, 2, T * hop]
+        b, t = f0.shape
+        frames, tail = self.framing(both.flatten(0, 1), tail)
+        spectra = torch.fft.rfft(frames * self.window).unflatten(0, (b, 2))
+        frames = torch.fft.irfft(spectra[:, 0] * harmonic + spectra[:, 1] * noisy, n=2 * self.config.hop)
+        wave, overlap = self.overlap(frames * self.window, overlap)
+        return wave, (decoder, source, tail, overlap)

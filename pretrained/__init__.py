@@ -1,0 +1,1 @@
+"""The embedded default: configs, safetensors, voices (see docs/model_card.md)."""

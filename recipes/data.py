@@ -1,0 +1,84 @@
+"""Random crops from a pack, and what every recipe does to pitch labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vivavoce.core.errors import CorpusError
+from vivavoce.recipes.corpus import HOP, NO_LABEL, Pack
+
+VOICED = 0.5  # periodicity from which a frame counts as voiced
+
+
+def clean_pitch(pitch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tracker labels [T, 2] (Hz, confidence) -> F0 held through unvoiced frames [T], periodicity [T] in 0..1."""
+    hz, conf = pitch[:, 0], pitch[:, 1]
+    s = np.clip((conf - 0.1) / 0.6, 0.0, 1.0)
+    periodicity = s * s * (3.0 - 2.0 * s)
+    good = periodicity > 0.2
+    if not good.any():
+        return np.full_like(hz, 150.0), periodicity
+    index = np.where(good, np.arange(len(hz)), -1)
+    index = np.maximum.accumulate(index)
+    index[index < 0] = np.argmax(good)
+    return hz[index], periodicity
+
+
+def weights(clips: list[dict[str, Any]], boost: dict[str, float]) -> np.ndarray:
+    """Sampling weights: duration to the power 3/4, times `boost` by vocalisation, emotion or source."""
+    w = np.array([c["frames"] ** 0.75 for c in clips])
+    for i, c in enumerate(clips):
+        for key in ("vocalisation", "emotion", "source"):
+            w[i] *= boost.get(str(c.get(key)), 1.0)
+    return w / w.sum()
+
+
+class Crops:
+    """Draws crops of `frames` frames from one split; short clips are padded with silence.
+
+    Raises:
+        CorpusError: the split holds no clip.
+    """
+
+    def __init__(self, pack: Pack, split: str, frames: int, boost: dict[str, float] | None = None) -> None:
+        self.pack, self.frames, self.clips = pack, frames, pack.split(split)
+        if not self.clips:
+            raise CorpusError(f"{pack.folder}: no clip in split {split!r}")
+        self.cumulative = np.cumsum(weights(self.clips, boost or {}))
+
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """One crop: wave [frames * hop], f0, periodicity, teacher [frames], and its clip's index."""
+        i = int(np.searchsorted(self.cumulative, rng.random() * self.cumulative[-1]))
+        clip = self.clips[min(i, len(self.clips) - 1)]
+        spare = clip["frames"] - self.frames
+        start = int(rng.integers(0, spare + 1)) if spare > 0 else 0
+        return {**self.cut(clip, start), "clip": np.int64(i)}
+
+    def cut(self, clip: dict[str, Any], start: int = 0, frames: int | None = None) -> dict[str, np.ndarray]:
+        """The crop of `clip` from frame `start`, padded to `frames`."""
+        frames = frames or self.frames
+        n = min(frames, clip["frames"] - start)
+        at, pad = clip["offset"] + start, frames - n
+        f0, periodicity = clean_pitch(self.pack.pitch[clip["offset"] : clip["offset"] + clip["frames"]])
+        f0, periodicity = f0[start : start + n], periodicity[start : start + n]
+        return {
+            "wave": np.pad(self.pack.waveform(at, n), (0, pad * HOP)),
+            "f0": np.pad(f0, (0, pad), constant_values=f0[-1]).astype(np.float32),
+            "periodicity": np.pad(periodicity, (0, pad)).astype(np.float32),
+            "teacher": np.pad(self.pack.teacher[at : at + n], (0, pad), constant_values=NO_LABEL).astype(np.int64),
+        }
+
+
+def collate(items: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+    """Stack crops into tensors with a batch dimension."""
+    return {k: torch.from_numpy(np.stack([i[k] for i in items])) for k in items[0]}
+
+
+def random_gain(wave: np.ndarray, rng: np.random.Generator, spread_db: float = 8.0) -> np.ndarray:
+    """Scale by a random gain (normal, dB), without clipping."""
+    gain = 10.0 ** (rng.normal(0.0, spread_db) / 20.0)
+    return wave * np.float32(min(gain, 0.99 / max(float(np.abs(wave).max()), 1e-6)))

@@ -1,0 +1,145 @@
+"""Train the unit encoder: a teacher's content labels, expression by reconstruction, pitch by distillation.
+
+The trunk sees a speaker-perturbed spectrum. Content: cross-entropy with the teacher's frame labels.
+Expression: whatever else a small decoder needs to rebuild the *unperturbed* spectrum, given content,
+pitch, level and a summary of the speaker from elsewhere in the clip; the perturbation and a few levels
+keep the speaker out of it. Pitch: the offline tracker's F0 and confidence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vivavoce.core.layers import ConvNeXtStack
+from vivavoce.recipes.corpus import NO_LABEL, Pack
+from vivavoce.recipes.data import VOICED, Crops, collate, random_gain
+from vivavoce.recipes.perturb import perturb
+from vivavoce.recipes.trainer import TrainConfig, fit
+from vivavoce.units import UnitEncoder, UnitsConfig
+from vivavoce.units.pitch import BINS, decode_pitch, encode_pitch
+
+
+@dataclass
+class UnitsRecipe:
+    """`vivavoce train units` reads this."""
+
+    pack: str
+    train: TrainConfig
+    model: UnitsConfig = field(default_factory=UnitsConfig)
+    batch_size: int = 16
+    crop_frames: int = 100
+    boost: dict = field(default_factory=dict)
+    warp: float = 0.17  # speaker perturbation: formants by up to this factor
+    eq_db: float = 5.0
+    noise_probability: float = 0.3  # added white noise, 5 to 35 dB below the speech
+    expression_weight: float = 1.0
+    valid_clips: int = 48
+
+
+class UnitsTrainer(nn.Module):
+    """The encoder and the helpers that training needs and the export leaves behind."""
+
+    def __init__(self, config: UnitsConfig) -> None:
+        super().__init__()
+        self.encoder = UnitEncoder(config)
+        self.speaker = ConvNeXtStack(config.n_mels, 96, 2)
+        self.content = nn.Embedding(config.content_units, 128)
+        self.rebuild = ConvNeXtStack(128 + len(config.expression_levels) + 3 + 96, 192, 3, kernel_size=3)
+        self.out = nn.Linear(192, config.n_mels)
+
+    def forward(self, wave: Tensor, clean: Tensor, f0: Tensor, periodicity: Tensor, teacher: Tensor,
+                warp: float = 0.0, eq_db: float = 0.0) -> dict[str, Tensor]:  # fmt: skip
+        """`wave` may be noisy; `clean` is what expression must rebuild. Returns losses and accuracies."""
+        enc, d = self.encoder, self.encoder.config.lookahead
+        mel, _ = enc.spectra(wave)
+        target, _ = enc.spectra(clean)
+        target = target[:, 1::2]
+        h, _ = enc.features(perturb(mel, warp, eq_db) if warp else mel)
+        content = enc.content_head(h)[:, d:].float()
+        label = teacher[:, :-d]
+        known = label != NO_LABEL
+        ce = F.cross_entropy(content[known], label[known], label_smoothing=0.05) if known.any() else h.sum() * 0
+        unit = content.argmax(-1)
+        values, _ = enc.fsq(enc.expression_head(h)[:, d:])
+        level = clean.unfold(1, 320, 320).square().mean(-1).clamp_min(1e-8).log10()[:, :-d] / 4 + 1
+        octaves = torch.log2(f0.clamp(30, 2000) / 200)[:, :-d] * periodicity[:, :-d]
+        who = self.speaker(target.roll(target.shape[1] // 2, 1))[0].mean(1, keepdim=True)
+        who = who.expand(-1, values.shape[1], -1)
+        prosody = torch.stack((octaves, periodicity[:, :-d], level), -1)
+        mask = (level > 0.05)[..., None].float()  # silence has nothing to rebuild
+
+        def rebuilt(v: Tensor) -> Tensor:
+            y, _ = self.rebuild(torch.cat((self.content(unit), v, prosody, who), -1))
+            return ((self.out(y).float() - target[:, :-d]).abs() * mask).sum() / mask.sum().clamp_min(1) / 80
+
+        recon = rebuilt(values)
+        pitch = enc.pitch.logits(wave)[0][:, d:].float()
+        voiced = periodicity[:, :-d]
+        nll = -(encode_pitch(f0[:, :-d]) * F.log_softmax(pitch[..., :BINS], -1)).sum(-1)
+        pitch_loss = (nll * voiced).sum() / voiced.sum().clamp_min(1.0)
+        voicing_loss = F.binary_cross_entropy_with_logits(pitch[..., BINS], voiced)
+        with torch.no_grad():
+            hit = (unit == label)[known].float().mean() if known.any() else ce * 0
+            both = voiced > VOICED
+            cents = 1200 * torch.log2(decode_pitch(pitch[..., :BINS]) / f0[:, :-d])[both].abs()
+            agree = ((pitch[..., BINS] > 0) == both).float().mean()
+            without = rebuilt(torch.zeros_like(values)) if not self.training else recon
+        return {"content": ce, "recon": recon, "pitch": pitch_loss, "voicing": voicing_loss, "hit": hit,
+                "gross_pitch": (cents > 50).float().mean(), "voicing_hit": agree, "recon_without": without}  # fmt: skip
+
+
+class UnitsTask:
+    """See recipes.trainer.Task."""
+
+    def __init__(self, config: UnitsRecipe) -> None:
+        self.config = config
+        self.pack = Pack(config.pack)
+        self.crops = Crops(self.pack, "train", config.crop_frames, config.boost)
+        torch.manual_seed(config.train.seed)
+        self.model: nn.Module = UnitsTrainer(config.model)
+
+    def batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        items = [self.crops.draw(rng) for _ in range(self.config.batch_size)]
+        for item in items:
+            item.pop("clip")
+            clean = item["clean"] = random_gain(item["wave"], rng)
+            item["wave"] = clean
+            if rng.random() < self.config.noise_probability:
+                level = np.sqrt(np.mean(clean**2)) * 10 ** (-rng.uniform(5, 35) / 20)
+                item["wave"] = clean + rng.normal(0, level, clean.shape).astype(np.float32)
+        return collate(items)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        c = self.config
+        out = model(**batch, warp=c.warp, eq_db=c.eq_db)
+        total = out["content"] + c.expression_weight * out["recon"] + 0.5 * out["pitch"] + out["voicing"]
+        return total, out
+
+    def validate(self) -> dict[str, float]:
+        clips = self.pack.split("valid") or self.pack.split("train")
+        rows: dict[str, list[dict[str, float]]] = {"speech": [], "vocal": []}
+        for clip in clips[:: max(1, len(clips) // self.config.valid_clips)]:
+            item = self.crops.cut(clip, 0, min(clip["frames"], 500))
+            batch = collate([{**item, "clean": item["wave"]}])
+            device = next(self.model.parameters()).device
+            out = self.model(**{k: v.to(device) for k, v in batch.items()})
+            kind = "speech" if clip.get("vocalisation", "none") == "none" else "vocal"
+            rows[kind].append({k: float(v) for k, v in out.items()})
+        return {f"{kind}/{k}": float(np.nanmean([r[k] for r in rs])) for kind, rs in rows.items() if rs
+                for k in ("hit", "recon", "recon_without", "gross_pitch", "voicing_hit")}  # fmt: skip
+
+    def export(self, folder: Path) -> None:
+        encoder = self.model.encoder
+        assert isinstance(encoder, UnitEncoder)
+        encoder.save_pretrained(folder)
+
+
+def run(config: UnitsRecipe) -> dict[str, float]:
+    """Train, validate, export."""
+    return fit(UnitsTask(config), config.train)

@@ -1,0 +1,1 @@
+"""Vivavoce: real-time, text-free voice conversion."""
