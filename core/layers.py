@@ -76,32 +76,3 @@ class ConvNeXtStack(nn.Module):
             x, s = block(x, None if state is None else state[i])
             states.append(s)
         return self.norm(x), tuple(states)
-
-
-class RunningMean(nn.Module):
-    """Slow running level of a feature: a bias-corrected exponential mean over the frames with weight > 0.
-
-    Before anything was heard the value is `prior`, held with the strength of `prior_frames` frames.
-
-    Args:
-        frames: time constant in frames.
-    """
-
-    def __init__(self, frames: float, prior: float, prior_frames: float) -> None:
-        super().__init__()
-        self.decay, self.prior, self.prior_frames = 1.0 - 1.0 / frames, prior, prior_frames
-
-    def forward(self, x: Tensor, weight: Tensor, state: State = None) -> tuple[Tensor, State]:
-        """x, weight: [B, T] -> running mean [B, T] that includes the present frame."""
-        if state is None:
-            mass = x.new_full((x.shape[0],), self.prior_frames, dtype=torch.float64)
-            state = (mass * self.prior, mass)
-        total, mass = state
-        out = []
-        for t in range(x.shape[1]):
-            w = weight[:, t].double()
-            d = 1.0 - (1.0 - self.decay) * w
-            total, mass = total * d + x[:, t].double() * w, mass * d + w
-            out.append(total / mass.clamp_min(1e-6))
-        y = torch.stack(out, 1).to(x.dtype) if out else x
-        return y, (total, mass)
