@@ -27,6 +27,11 @@ LEVEL_FLOOR_DB = -65.0
 DB = 20.0 / math.log(10.0)  # dB per neper
 
 
+def soft_floor(level: Tensor) -> Tensor:
+    """Level in dB -> the same, bending towards `LEVEL_FLOOR_DB` below it."""
+    return 10.0 * torch.log10(10.0 ** (level / 10.0) + 10.0 ** (LEVEL_FLOOR_DB / 10.0))
+
+
 @dataclass
 class CodecConfig:
     """Shape of the codec; the defaults are the embedded model's."""
@@ -68,8 +73,12 @@ class Codec(PretrainedModule):
     def analyse(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Frames [B, T, 2 hop] -> level-free log-mel [B, T, n_mels], level in dB re full scale [B, T]."""
         mel, level = self.mel(frames)
-        level = 10.0 * torch.log10(10.0 ** (level / 10.0) + 10.0 ** (LEVEL_FLOOR_DB / 10.0))
+        level = soft_floor(level)
         return mel - level[..., None] / DB, level
+
+    def level(self, frames: Tensor) -> Tensor:
+        """Frames [B, T, 2 hop] -> level in dB re full scale [B, T], with a soft floor."""
+        return soft_floor(self.mel.level(frames * self.mel.hann))
 
     def embed(self, mel: Tensor, state: State = None) -> tuple[Tensor, State]:
         """Level-free log-mel [B, T, n_mels] -> latents before quantisation [B, T, code_dim]."""

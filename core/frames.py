@@ -67,8 +67,12 @@ class LogMel(nn.Module):
         windowed = frames * self.hann
         power = (torch.fft.rfft(windowed).abs() * self.gain).square()
         mel = 0.5 * torch.log((power @ self.bank).clamp_min(1e-8))
+        return mel, self.level(windowed)
+
+    def level(self, windowed: Tensor) -> Tensor:
+        """Hann-windowed frames [..., window] -> level in dB re full scale."""
         energy = windowed.square().sum(-1) / self.hann.square().sum()
-        return mel, 10.0 * torch.log10(energy.clamp_min(1e-10))
+        return 10.0 * torch.log10(energy.clamp_min(1e-10))
 
 
 class OverlapAdd(nn.Module):

@@ -1,0 +1,248 @@
+"""The translator: one position a frame, voice prompt always visible, a ring of recent frames.
+
+    frame t:  source units at t + delay (through a short causal conv stem) + codes of frame t - 1 + voice summary
+              -> temporal transformer over [prompt | recent frames]
+              -> residual depth network: codebook k is read from the hidden state plus the embedded sum of
+                 the frame's codes so far, which in a residual VQ says all that matters of them
+
+Training needs no parallel data: prompt and target are different clips of one speaker.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vivavoce.core import rng
+from vivavoce.core.checkpoint import PretrainedModule
+from vivavoce.core.layers import ConvNeXt
+from vivavoce.lm.transformer import Block, SwiGLU, slopes
+
+
+@dataclass
+class LMConfig:
+    """Shape of the language model; the defaults are the embedded model's."""
+
+    content_units: int = 500
+    expression_levels: list[int] = field(default_factory=lambda: [7, 7, 7])
+    n_codebooks: int = 4  # of the codec's, coarse to fine
+    codebook_size: int = 1024
+    dim: int = 256
+    layers: int = 6
+    heads: int = 4
+    hidden: int = 768  # feed-forward width
+    depth_hidden: int = 512  # width of the depth network, two layers a codebook
+    stem_layers: int = 2
+    context: int = 100  # recent frames kept in the ring
+    max_delay: int = 2  # frames of extra look-ahead seen in training
+
+
+class Source(NamedTuple):
+    """Source units of T frames: content [B, T], expression [B, T, channels] (integers), and prosody:
+    F0 in Hz in the *target's* register, periodicity (0 to 1), level (dB), each [B, T]."""
+
+    content: Tensor
+    expression: Tensor
+    f0: Tensor
+    periodicity: Tensor
+    level: Tensor
+
+
+class LMState(NamedTuple):
+    """A stream's state. `keys` and `values` are updated in place: `clone()` before keeping a snapshot."""
+
+    keys: Tensor  # [layers, B, heads, prompt + context, head_dim]
+    values: Tensor
+    frame: Tensor  # int64 [], frames generated so far
+    codes: Tensor  # int64 [B, K], of the last frame; -1 before the first
+    voice: Tensor  # [B, 1, dim], summary of the prompt
+    stem: tuple  # conv states
+
+    def clone(self) -> LMState:
+        """A deep copy: a snapshot, or the fork of a stream."""
+        return LMState(*(x.clone() for x in self[:5]), tuple(s.clone() for s in self.stem))
+
+
+class VoiceLM(PretrainedModule):
+    """Decoder-only unit-to-code transformer."""
+
+    model_type: ClassVar[str] = "vivavoce-lm"
+    Config: ClassVar[type] = LMConfig
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.content = nn.Embedding(c.content_units, c.dim)
+        self.expression = nn.Linear(len(c.expression_levels), c.dim)
+        self.prosody = nn.Linear(3, c.dim)
+        self.delay = nn.Embedding(c.max_delay + 1, c.dim)
+        self.segment = nn.Embedding(3, c.dim)  # prompt, live, first live frame (no codes before it)
+        self.codes = nn.ModuleList(nn.Embedding(c.codebook_size, c.dim) for _ in range(c.n_codebooks))
+        self.stem = nn.ModuleList(ConvNeXt(c.dim, 5, 2) for _ in range(c.stem_layers))
+        self.summary = nn.Sequential(SwiGLU(c.dim, c.dim), nn.RMSNorm(c.dim), SwiGLU(c.dim, c.dim))
+        self.blocks = nn.ModuleList(Block(c.dim, c.heads, c.hidden, c.layers) for _ in range(c.layers))
+        self.norm = nn.RMSNorm(c.dim, eps=1e-5)
+        self.depth = nn.ModuleList(DepthHead(c.dim, c.depth_hidden, c.codebook_size) for _ in range(c.n_codebooks))
+        for table in (self.content, self.delay, self.segment, *self.codes):
+            nn.init.normal_(table.weight, std=0.3)
+        half = torch.tensor([n // 2 for n in c.expression_levels], dtype=torch.float32)
+        self.register_buffer("expression_half", half, persistent=False)
+        self.register_buffer("slopes", slopes(c.heads), persistent=False)
+
+    # ---- shared by training and streaming -----------------------------------------------------------
+
+    def embed_source(self, s: Source, state: tuple | None = None) -> tuple[Tensor, tuple]:
+        """Source units -> [B, T, dim], through the conv stem."""
+        octaves = torch.log2(s.f0.clamp(30.0, 2000.0) / 200.0) * s.periodicity
+        prosody = torch.stack((octaves, s.periodicity, (s.level + 40.0) / 20.0), dim=-1)
+        x = self.content(s.content) + self.prosody(prosody)
+        x = x + self.expression(s.expression / self.expression_half - 1.0)
+        states = []
+        for i, block in enumerate(self.stem):
+            x, st = block(x, None if state is None else state[i])
+            states.append(st)
+        return x, tuple(states)
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Codes [B, T, k] -> sum of their embeddings [B, T, dim]; -1 embeds to zero."""
+        total = torch.zeros((), device=codes.device)
+        for k in range(codes.shape[-1]):
+            i = codes[..., k]
+            total = total + self.codes[k](i.clamp_min(0)) * (i >= 0)[..., None]
+        return total
+
+    def embed_prompt(self, source: Source, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Prompt units and codes -> positions [B, P, dim] and the voice summary [B, 1, dim].
+
+        A prompt position shows the units and the codes of the *same* frame: a dictionary of how this
+        voice says what.
+        """
+        units, _ = self.embed_source(source)
+        x = units + self.embed_codes(codes)
+        return x + self.segment.weight[0], self.summary(x).mean(1, keepdim=True)
+
+    def _bias(self, age: Tensor, seen: Tensor) -> Tensor:
+        """Ages in frames [T, S] and what is visible -> additive mask [1, heads, T, S]."""
+        bias = -self.slopes[:, None, None] * age
+        return bias.masked_fill(~seen, float("-inf"))[None]
+
+    # ---- training -----------------------------------------------------------------------------------
+
+    def forward(self, prompt: Source, prompt_codes: Tensor, source: Source, past: Tensor, target: Tensor,
+                delay: int = 0) -> Tensor:  # fmt: skip
+        """Teacher-forced log-likelihood.
+
+        Args:
+            prompt, prompt_codes: P frames of the target voice, codes [B, P, K].
+            source: T frames of source units, already advanced by `delay` frames.
+            past: codes of the frame before each, [B, T, K], possibly corrupted; -1 where there is none.
+            target: codes to predict [B, T, K].
+
+        Returns:
+            cross-entropy in nats [B, T, K].
+        """
+        p, voice = self.embed_prompt(prompt, prompt_codes)
+        s, _ = self.embed_source(source)
+        x = s + self.embed_codes(past) + voice + self.delay.weight[delay]
+        first = (past < 0).all(-1, keepdim=True)
+        x = x + torch.where(first, self.segment.weight[2], self.segment.weight[1])
+        n_p, n = p.shape[1], p.shape[1] + x.shape[1]
+        i = torch.arange(n, device=x.device)
+        age = i[:, None] - i[None, :]
+        across = (i[:, None] >= n_p) & (i[None, :] < n_p)  # live frames see the prompt at no distance
+        seen = across | ((age >= 0) & ((age < self.config.context) | (i[:, None] < n_p)))
+        mask = self._bias(age.masked_fill(across, 0), seen)
+        h = torch.cat((p, x), dim=1)
+        for block in self.blocks:
+            h = block(h, mask)
+        h = self.norm(h[:, n_p:])
+        losses = []
+        for k, head in enumerate(self.depth):
+            known = self.embed_codes(target[..., :k]) if k else None
+            logits = head(h, known).float()
+            losses.append(nn.functional.cross_entropy(logits.transpose(1, 2), target[..., k], reduction="none"))
+        return torch.stack(losses, dim=-1)
+
+    # ---- streaming ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def start(self, prompt: Source, codes: Tensor) -> LMState:
+        """Read a voice prompt (P frames, codes [B, P, K]) and open a stream."""
+        c = self.config
+        x, voice = self.embed_prompt(prompt, codes[..., : c.n_codebooks])
+        b, p, _ = x.shape
+        shape = (c.layers, b, c.heads, p + c.context, c.dim // c.heads)
+        keys, values = x.new_zeros(shape), x.new_zeros(shape)
+        i, j = torch.arange(p, device=x.device)[:, None], torch.arange(p + c.context, device=x.device)[None]
+        mask = self._bias(i - j, i >= j)
+        for n, block in enumerate(self.blocks):
+            x = block(x, mask, (keys[n], values[n]), 0)
+        none = torch.full((b, c.n_codebooks), -1, dtype=torch.int64, device=x.device)
+        _, stem = self.embed_source(Source(*(t[:, :0] for t in prompt)))
+        return LMState(keys, values, torch.zeros((), dtype=torch.int64, device=x.device), none, voice, stem)
+
+    @torch.no_grad()
+    def generate(
+        self, source: Source, state: LMState, seed: int = 0, temperature: float = 1.0, delay: int = 0
+    ) -> tuple[Tensor, LMState]:
+        """Source units of T frames -> codes [B, T, K], state.
+
+        Sampling noise is a function of (seed, frame, codebook, code) alone; `temperature=0` is greedy.
+        """
+        out = []
+        for t in range(source.content.shape[1]):
+            codes, state = self._step(Source(*(x[:, t : t + 1] for x in source)), state, seed, temperature, delay)
+            out.append(codes)
+        empty = state.codes.new_zeros(state.codes.shape[0], 0, self.config.n_codebooks)
+        return torch.stack(out, dim=1) if out else empty, state
+
+    def _step(
+        self, s: Source, state: LMState, seed: int, temperature: float, delay: int
+    ) -> tuple[Tensor, LMState]:
+        c, n = self.config, int(state.frame)
+        x, stem = self.embed_source(s, state.stem)
+        x = x + self.embed_codes(state.codes[:, None]) + state.voice + self.delay.weight[delay]
+        x = x + self.segment.weight[2 if n == 0 else 1]
+        p = state.keys.shape[3] - c.context
+        slot = torch.arange(c.context, device=x.device)
+        age = torch.cat((slot.new_zeros(p), (n - slot) % c.context))[None]
+        mask = self._bias(age, age <= n)
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, (state.keys[i], state.values[i]), p + n % c.context)
+        h = self.norm(x)
+        codes: list[Tensor] = []
+        known = None
+        for k, head in enumerate(self.depth):
+            logits = head(h, known)[:, 0].float()
+            if temperature > 0:
+                keys = (torch.tensor([n], device=x.device), torch.tensor([k], device=x.device),
+                        torch.arange(c.codebook_size, device=x.device))  # fmt: skip
+                logits = logits + temperature * rng.gumbel(seed, *keys)
+            code = logits.argmax(-1)
+            codes.append(code)
+            e = self.codes[k](code)[:, None]
+            known = e if known is None else known + e
+        out = torch.stack(codes, dim=-1)
+        return out, LMState(state.keys, state.values, state.frame + 1, out, state.voice, stem)
+
+
+class DepthHead(nn.Module):
+    """Logits of one codebook from the frame's hidden state and the sum of its codes so far."""
+
+    def __init__(self, dim: int, hidden: int, codebook_size: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.RMSNorm(dim, eps=1e-5) for _ in range(3))
+        self.mlp1, self.mlp2 = SwiGLU(dim, hidden), SwiGLU(dim, hidden)
+        self.out = nn.Linear(dim, codebook_size)
+        nn.init.normal_(self.out.weight, std=1.0 / math.sqrt(dim) / 4)
+
+    def forward(self, h: Tensor, known: Tensor | None) -> Tensor:
+        """h [B, T, dim], known [B, T, dim] or None -> logits [B, T, codebook_size]."""
+        x = h if known is None else h + known
+        x = x + self.mlp1(self.norm1(x))
+        x = x + self.mlp2(self.norm2(x))
+        return self.out(self.norm3(x))

@@ -1,0 +1,218 @@
+"""The front door: load a model, enrol voices, convert, open streams."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vivavoce.codec import Codec
+from vivavoce.core.audio import load as load_audio
+from vivavoce.core.audio import mono_blocks, open_audio
+from vivavoce.core.checkpoint import FORMAT_VERSION, read_json, resolve_folder
+from vivavoce.core.errors import AudioError, CheckpointError, VivavoceError
+from vivavoce.core.resample import resample
+from vivavoce.engine import Engine, Settings
+from vivavoce.lm import VoiceLM
+from vivavoce.stream import Stream
+from vivavoce.units import UnitEncoder, prosody
+from vivavoce.voice import Voice
+
+MIN_SECONDS = 1.0  # of a reference recording
+PROMPT_FRAMES = 200  # at most; 4 s
+SCAN_SECONDS = 60.0  # of a file, for its pitch register
+
+
+def load(model: str | Path | None = None) -> Changer:
+    """Load the embedded default, a model folder, or a hub id, on the CPU.
+
+    Raises:
+        CheckpointError: a missing or foreign file, named.
+    """
+    return Changer.from_pretrained(model)
+
+
+class Changer:
+    """A voice changer: three models and the voices that came with them."""
+
+    def __init__(self, codec: Codec, units: UnitEncoder, lm: VoiceLM, tokeniser: str,
+                 voices: dict[str, Voice] | None = None) -> None:  # fmt: skip
+        self.codec, self.units, self.lm = codec.eval(), units.eval(), lm.eval()
+        self.tokeniser = tokeniser
+        self.voices = voices or {}
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path | None = None) -> Changer:
+        """See `load`."""
+        folder = Path(str(resources.files("vivavoce.pretrained"))) if model is None else resolve_folder(model)
+        head = read_json(folder / "config.json")
+        if not isinstance(head, dict) or head.get("model_type") != "vivavoce":
+            raise CheckpointError(f"{folder}: not a vivavoce model folder (config.json says otherwise)")
+        if head.get("format_version") != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{folder}: format version {head.get('format_version')}, this release reads {FORMAT_VERSION}"
+            )
+        codec = Codec.from_pretrained(folder / "codec")
+        units = UnitEncoder.from_pretrained(folder / "units")
+        lm = VoiceLM.from_pretrained(folder / "lm")
+        grid = {(m.config.sample_rate, m.config.hop) for m in (codec, units)}
+        if len(grid) > 1 or units.config.content_units != lm.config.content_units:
+            raise CheckpointError(f"{folder}: codec, units and lm do not belong together")
+        changer = cls(codec, units, lm, fingerprint(folder))
+        for path in sorted((folder / "voices").glob("*.voice")):
+            voice = Voice.load(path)
+            changer.voices[voice.name] = voice
+        return changer
+
+    def voice(self, name: str | Path | Voice) -> Voice:
+        """A voice by embedded name, `.voice` file or recording.
+
+        Raises:
+            VivavoceError: an unknown name (with the near ones), or a voice of another model.
+        """
+        if isinstance(name, Voice):
+            found = name
+        elif str(name) in self.voices:
+            found = self.voices[str(name)]
+        elif str(name).endswith(".voice"):
+            found = Voice.load(name)
+        elif Path(name).exists() or Path(name).suffix:
+            return self.enroll(name)
+        else:
+            near = difflib.get_close_matches(str(name), self.voices, n=3, cutoff=0.3)
+            hint = f"did you mean {', '.join(near)}?" if near else f"there are: {', '.join(self.voices) or 'none'}"
+            raise VivavoceError(f"unknown voice {str(name)!r}; {hint} A recording or a .voice file will do, too.")
+        if found.tokeniser != self.tokeniser:
+            raise CheckpointError(f"voice {found.name!r} was made with another model; enrol its recording again")
+        return found
+
+    @torch.inference_mode()
+    def tokenise(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """16 kHz mono samples [n] -> content [T], expression [T, channels], prosody [T, 3], codes [T, K]."""
+        hop, ahead = self.codec.config.hop, self.units.config.lookahead
+        frames = -(-len(x) // hop)
+        padded = torch.nn.functional.pad(x, (0, (frames + ahead) * hop - len(x)))[None]
+        heard, _ = self.units(padded)
+        (codes, level), _ = self.codec.encode(padded[:, : frames * hop])
+        units = prosody.quantise(heard.f0[:, ahead:], heard.periodicity[:, ahead:], level)
+        return heard.content[0, ahead:], heard.expression[0, ahead:], units[0], codes[0]
+
+    def enroll(self, recording: str | Path | Tensor, rate: int | None = None, name: str | None = None,
+               licence: str = "", consent: str = "", note: str = "") -> Voice:  # fmt: skip
+        """Make a voice of 3 to 10 s of clean speech (a file, or samples [n] and their rate in Hz).
+
+        Raises:
+            AudioError: unreadable, shorter than 1 s, or silent.
+        """
+        inner = self.codec.config.sample_rate
+        if isinstance(recording, Tensor):
+            if rate is None:
+                raise AudioError("enroll: samples need their rate in Hz")
+            x, label = resample(recording[None].float(), rate, inner)[0], name or "voice"
+        else:
+            x, label = load_audio(recording, inner)[0], str(recording)
+        if not bool(torch.isfinite(x).all()):
+            raise AudioError(f"{label}: NaN or infinite samples")
+        if len(x) < MIN_SECONDS * inner:
+            raise AudioError(f"{label}: {len(x) / inner:.2f} s is too short for a voice; give 3 to 10 s of speech")
+        content, expression, units, codes = self.tokenise(x[: 30 * inner])
+        f0, periodicity, level = prosody.dequantise(units)
+        heard = level > max(float(level.max()) - 35.0, -58.0)
+        if int(heard.sum()) < 25:
+            raise AudioError(f"{label}: silent (or nearly); give 3 to 10 s of speech")
+        keep = torch.nn.functional.max_pool1d(heard[None].float(), 11, 1, 5)[0] > 0
+        content, expression, units, codes = (t[keep] for t in (content, expression, units, codes))
+        best = _loudest(level[keep], PROMPT_FRAMES)
+        return Voice(name or Path(label).stem, content[best], expression[best], units[best], codes[best],
+                     prosody.mean_register(f0, periodicity), self.tokeniser, licence, consent, note)  # fmt: skip
+
+    def stream(self, voice: str | Path | Voice, rate: int = 16000, settings: Settings | None = None) -> Stream:
+        """Open a live conversion; many streams may share one changer.
+
+        Args:
+            rate: Hz, of the samples pushed and returned.
+        """
+        settings = settings or Settings()
+        if not 0 <= settings.delay <= self.lm.config.max_delay:
+            raise VivavoceError(f"delay {settings.delay}: this model takes 0 to {self.lm.config.max_delay} frames")
+        return Stream(Engine(self.codec, self.units, self.lm, self.voice(voice), settings), rate)
+
+    def scan_register(self, path: str | Path) -> float:
+        """Mean pitch in Hz of a recording's first minute."""
+        return self._register_of(mono_blocks(path), self._rate(path))
+
+    @torch.inference_mode()
+    def _register_of(self, blocks: Iterator[Tensor], rate: int) -> float:
+        x: list[Tensor] = []
+        for block in blocks:
+            x.append(block)
+            if sum(map(len, x)) > SCAN_SECONDS * rate:
+                break
+        y = resample(torch.cat(x)[None, : int(SCAN_SECONDS * rate)], rate, self.codec.config.sample_rate)
+        y = torch.nn.functional.pad(y, (0, -y.shape[1] % self.codec.config.hop))
+        (f0, periodicity), _ = self.units.pitch(y)
+        return prosody.mean_register(f0, periodicity)
+
+    @staticmethod
+    def _rate(path: str | Path) -> int:
+        with open_audio(path) as f:
+            return int(f.samplerate)
+
+    def convert_blocks(self, path: str | Path, voice: str | Path | Voice, settings: Settings | None = None
+                       ) -> Iterator[Tensor]:  # fmt: skip
+        """Convert a file of any length in constant memory: yields mono blocks at the file's own rate.
+
+        Without a given `source_register` the file's first minute is scanned for it beforehand.
+        """
+        settings, rate = settings or Settings(), self._rate(path)
+        if settings.source_register is None:
+            settings = Settings(**{**settings.__dict__, "source_register": self.scan_register(path)})
+        stream = self.stream(voice, rate, settings)
+        for block in mono_blocks(path):
+            yield stream.push(block)
+        yield stream.flush()
+
+    def convert(self, source: str | Path | Tensor, voice: str | Path | Voice, rate: int | None = None,
+                settings: Settings | None = None) -> tuple[Tensor, int]:  # fmt: skip
+        """Convert a file, or mono samples [n] at `rate` Hz.
+
+        Returns:
+            samples [n], as many as went in, and their rate: the source's.
+
+        Raises:
+            AudioError: unreadable audio, or a voice that cannot be enrolled.
+        """
+        if not isinstance(source, Tensor):
+            return torch.cat(list(self.convert_blocks(source, voice, settings))), self._rate(source)
+        if rate is None:
+            raise AudioError("convert: samples need their rate in Hz")
+        if source.ndim != 1 or len(source) == 0:
+            raise AudioError(f"convert takes mono samples of shape [n], n > 0, got {tuple(source.shape)}")
+        settings = settings or Settings()
+        if settings.source_register is None and bool(torch.isfinite(source).all()):
+            register = self._register_of(iter([source.float()]), rate)
+            settings = Settings(**{**settings.__dict__, "source_register": register})
+        stream = self.stream(voice, rate, settings)
+        return torch.cat((stream.push(source), stream.flush())), rate
+
+
+def fingerprint(folder: str | Path) -> str:
+    """What decides whether a voice fits a model: a hash of the codec's and the units' weights."""
+    digest = hashlib.sha256()
+    for part in ("codec", "units"):
+        digest.update((Path(folder) / part / "model.safetensors").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _loudest(level: Tensor, frames: int) -> slice:
+    """The stretch of `frames` frames with the most energy."""
+    if len(level) <= frames:
+        return slice(0, len(level))
+    total = (10.0 ** (level / 20.0)).cumsum(0)
+    start = int((total[frames:] - total[:-frames]).argmax())
+    return slice(start, start + frames)

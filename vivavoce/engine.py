@@ -1,0 +1,109 @@
+"""The whole chain as one recurrent step: 16 kHz frames in, 16 kHz frames out, all state in the open.
+
+Every frame is computed by itself, in the same shapes, whatever the caller's chunks are; this is why
+converting a file, a stream in 100 ms chunks and a stream in single samples give the same bits.
+
+Frame t of the input speaks, through the units' look-ahead L and the language model's extra delay d, of
+frame t - L - d; the codec's overlap adds one more. `lag` states the sum.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vivavoce.codec import Codec
+from vivavoce.core.layers import State
+from vivavoce.lm import LMState, Source, VoiceLM
+from vivavoce.units import UnitEncoder, prosody
+from vivavoce.units.prosody import Register
+from vivavoce.voice import Voice
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to convert.
+
+    Attributes:
+        seed: of sampling and of the codec's noise.
+        temperature: of sampling; 0 is greedy.
+        delay: extra look-ahead of the language model in frames of 20 ms.
+        transpose: semitones added to the output's pitch.
+        source_register: the source's mean pitch in Hz where it is known beforehand; else it is learnt
+            within the first second of voice.
+    """
+
+    seed: int = 0
+    temperature: float = 0.5
+    delay: int = 0
+    transpose: float = 0.0
+    source_register: float | None = None
+
+
+class EngineState(NamedTuple):
+    """State of one stream. The language model's cache is updated in place; see LMState."""
+
+    count: int  # frames taken in
+    units: State
+    framing: Tensor | None
+    levels: tuple[Tensor, ...]  # of the last L frames
+    register: State
+    queue: tuple[Source, ...]  # target-side units of the last d frames, waiting for the model's delay
+    lm: LMState
+    codec: State
+
+
+class Engine:
+    """units -> lm -> codec for one voice; holds no state of its own."""
+
+    def __init__(self, codec: Codec, units: UnitEncoder, lm: VoiceLM, voice: Voice, settings: Settings) -> None:
+        self.codec, self.units, self.lm, self.voice, self.settings = codec, units, lm, voice, settings
+        self.hop = codec.config.hop
+        self.register = Register(settings.source_register)
+        self.lookahead = units.config.lookahead
+        self.shift = math.log2(voice.register) + settings.transpose / 12.0
+
+    @property
+    def lag(self) -> int:
+        """Frames by which the output lags behind the input."""
+        return self.lookahead + self.settings.delay + 1
+
+    @torch.inference_mode()
+    def start(self) -> EngineState:
+        """A fresh stream: the voice prompt is read here."""
+        lm = self.lm.start(self.voice.source(), self.voice.codes[None].long())
+        return EngineState(0, None, None, (), None, (), lm, None)
+
+    @torch.inference_mode()
+    def __call__(self, x: Tensor, state: EngineState) -> tuple[Tensor, EngineState]:
+        """Waveform [B, T * hop] -> waveform of the same length, `lag` frames late (zeros before)."""
+        out = [x[:, :0]]
+        for start in range(0, x.shape[1], self.hop):
+            y, state = self._frame(x[:, start : start + self.hop], state)
+            out.append(y)
+        return torch.cat(out, dim=1), state
+
+    def _frame(self, x: Tensor, s: EngineState) -> tuple[Tensor, EngineState]:
+        cfg = self.settings
+        frames, framing = self.codec.framing(x, s.framing)
+        levels = (*s.levels, self.codec.level(frames))
+        heard, units = self.units(x, s.units)
+        s = s._replace(count=s.count + 1, framing=framing, units=units, levels=levels[-self.lookahead :])
+        if s.count <= self.lookahead:
+            return torch.zeros_like(x), s
+        f0, periodicity, level = prosody.dequantise(prosody.quantise(heard.f0, heard.periodicity, levels[0]))
+        own, register = self.register(f0, periodicity, s.register)
+        moved = f0 * torch.exp2(self.shift - own)
+        now = Source(heard.content, heard.expression, moved, periodicity, level)
+        queue = (*s.queue, now)
+        s = s._replace(register=register, queue=queue[len(queue) - cfg.delay :])
+        if len(queue) <= cfg.delay:
+            return torch.zeros_like(x), s
+        codes, lm = self.lm.generate(now, s.lm, cfg.seed, cfg.temperature, cfg.delay)
+        due = queue[0]
+        y, codec = self.codec.decode(codes, due.f0, due.periodicity, due.level, s.codec, cfg.seed)
+        return y, s._replace(lm=lm, codec=codec)

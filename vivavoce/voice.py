@@ -1,0 +1,82 @@
+"""A voice: a few seconds of units and codes, a pitch register, and who may use it. One small safe file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vivavoce.core.checkpoint import load_tensors, save_tensors
+from vivavoce.core.errors import CheckpointError
+from vivavoce.lm import Source
+from vivavoce.units import prosody
+
+VOICE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What the converter needs to know of a target speaker.
+
+    Attributes:
+        name: how it is called.
+        content [P], expression [P, channels], prosody [P, 3], codes [P, K]: the prompt's units and codes.
+        register: the speaker's mean pitch in Hz (geometric, over voiced frames).
+        tokeniser: fingerprint of the models that made the units and codes.
+        licence, consent, note: free text that travels with the file.
+    """
+
+    name: str
+    content: Tensor
+    expression: Tensor
+    prosody: Tensor
+    codes: Tensor
+    register: float
+    tokeniser: str
+    licence: str = ""
+    consent: str = ""
+    note: str = ""
+
+    @property
+    def frames(self) -> int:
+        """Length of the prompt in 20 ms frames."""
+        return int(self.content.shape[0])
+
+    def source(self) -> Source:
+        """The prompt's units with a batch dimension."""
+        f0, periodicity, level = prosody.dequantise(self.prosody[None].long())
+        return Source(self.content[None].long(), self.expression[None].long(), f0, periodicity, level)
+
+    def renamed(self, name: str) -> Voice:
+        """The same voice under another name."""
+        return replace(self, name=name)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically."""
+        meta = {"format": str(VOICE_FORMAT), "kind": "vivavoce-voice", "name": self.name,
+                "register": repr(self.register), "tokeniser": self.tokeniser, "licence": self.licence,
+                "consent": self.consent, "note": self.note}  # fmt: skip
+        tensors = {"content": self.content.to(torch.int16), "expression": self.expression.to(torch.uint8),
+                   "prosody": self.prosody.to(torch.int16), "codes": self.codes.to(torch.int16)}  # fmt: skip
+        save_tensors(path, tensors, meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Voice:
+        """Read a voice file. Raises CheckpointError when it is missing, foreign or of another format."""
+        tensors, meta = load_tensors(path)
+        if meta.get("kind") != "vivavoce-voice":
+            raise CheckpointError(f"{path}: not a voice file; make one with `vivavoce enroll`")
+        if meta.get("format") != str(VOICE_FORMAT):
+            raise CheckpointError(f"{path}: voice format {meta.get('format')}, this release reads {VOICE_FORMAT}")
+        try:
+            register = float(meta["register"])
+            parts = {k: tensors[k].long() for k in ("content", "expression", "prosody", "codes")}
+        except (KeyError, ValueError) as e:
+            raise CheckpointError(f"{path}: incomplete voice file ({e})") from None
+        if not (math.isfinite(register) and 20 < register < 2000):
+            raise CheckpointError(f"{path}: impossible pitch register {register} Hz")
+        words = {k: meta.get(k, "") for k in ("name", "tokeniser", "licence", "consent", "note")}
+        return cls(**parts, register=register, **words)
