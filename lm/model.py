@@ -93,6 +93,16 @@ class VoiceLM(PretrainedModule):
         self.register_buffer("expression_half", half, persistent=False)
         self.register_buffer("slopes", slopes(c.heads), persistent=False)
 
+    @torch.no_grad()
+    def start_from(self, codebooks: list[Tensor]) -> None:
+        """Initialise code embeddings and output weights from the codec's vectors, [codebook_size, d] a codebook,
+        through random projections, so that codes that sound alike start out alike."""
+        for table, head, vectors in zip(self.codes, self.depth, codebooks):
+            v = (vectors - vectors.mean(0)) / vectors.std()
+            project = torch.randn(2, v.shape[1], self.config.dim) / v.shape[1] ** 0.5
+            table.weight.copy_(0.3 * v @ project[0])
+            head.out.weight.copy_(v @ project[1] / self.config.dim**0.5 / 4)  # type: ignore[union-attr]
+
     # ---- shared by training and streaming -----------------------------------------------------------
 
     def embed_source(self, s: Source, state: tuple | None = None) -> tuple[Tensor, tuple]:
@@ -160,11 +170,12 @@ class VoiceLM(PretrainedModule):
         for block in self.blocks:
             h = block(h, mask)
         h = self.norm(h[:, n_p:])
-        losses = []
+        losses, known = [], None
         for k, head in enumerate(self.depth):
-            known = self.embed_codes(target[..., :k]) if k else None
             logits = head(h, known).float()
             losses.append(nn.functional.cross_entropy(logits.transpose(1, 2), target[..., k], reduction="none"))
+            e = self.codes[k](target[..., k])
+            known = e if known is None else known + e
         return torch.stack(losses, dim=-1)
 
     # ---- streaming ----------------------------------------------------------------------------------

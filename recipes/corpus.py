@@ -6,6 +6,7 @@ A pack is a folder that every training recipe reads with memory maps:
     audio.i16        mono 16-bit PCM at 16 kHz, clips padded to whole 20 ms frames, end to end
     pitch.f32        [frames, 2]: F0 in Hz and the tracker's confidence at each frame's leading edge, time (t + 1) * hop
     teacher.u16      [frames] content labels of a teacher, where label files were given (65535: none)
+    prepare.json     the settings it was made with
     pack.json        sample rate, hop, format version
 """
 
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from vivavoce.core.audio import SUFFIXES
 from vivavoce.core.checkpoint import read_json, write_json
-from vivavoce.core.errors import CorpusError
+from vivavoce.core.errors import AudioError, CorpusError
 from vivavoce.core.resample import resample
 
 RATE, HOP = 16000, 320
@@ -116,7 +117,8 @@ def read_clip(corpus: str | Path, clip: dict[str, Any]) -> np.ndarray:
         if clip.get("shard"):
             tar, index = _tar_index(str(Path(corpus) / clip["shard"]))
             handle = tar.extractfile(index[clip["path"]])
-            assert handle is not None
+            if handle is None:
+                raise KeyError(f"{clip['path']} is no file")
             x, rate = soundfile.read(io.BytesIO(handle.read()), dtype="float32", always_2d=True)
         else:
             x, rate = soundfile.read(str(Path(corpus) / clip["path"]), dtype="float32", always_2d=True)
@@ -124,7 +126,10 @@ def read_clip(corpus: str | Path, clip: dict[str, Any]) -> np.ndarray:
         raise CorpusError(f"{name}: cannot be read ({e})") from None
     if len(x) == 0 or not np.isfinite(x).all():
         raise CorpusError(f"{name}: {'empty' if len(x) == 0 else 'NaN or infinite samples'}")
-    return resample(torch.from_numpy(x.mean(axis=1))[None], rate, RATE)[0].numpy()
+    try:
+        return resample(torch.from_numpy(x.mean(axis=1))[None], rate, RATE)[0].numpy()
+    except AudioError as e:
+        raise CorpusError(f"{name}: {e}") from None
 
 
 @lru_cache(maxsize=1)
@@ -175,6 +180,7 @@ def prepare(config: PrepareConfig) -> Path:
     if not clips:
         raise CorpusError(f"{config.corpus}: every clip is excluded by exclude_licences={config.exclude_licences}")
     teacher = _read_teacher(config)
+    _check_same(out, config)
     done = _resume(out)
     todo = [c for c in clips if c["id"] not in done["ids"]]
     offset, skipped = done["offset"], 0
@@ -204,9 +210,23 @@ def prepare(config: PrepareConfig) -> Path:
             manifest.write(json.dumps({**clip, "offset": offset, "frames": frames}, ensure_ascii=False) + "\n")
             manifest.flush()
             offset += frames
+    if not offset:
+        raise CorpusError(f"{config.corpus}: none of its {len(clips)} clips could be read")
     write_json(out / "pack.json", {"format": PACK_FORMAT, "sample_rate": RATE, "hop": HOP, "frames": offset,
                                    "skipped": skipped, "corpus_fields": "see manifest.jsonl"})
     return out
+
+
+def _check_same(out: Path, config: PrepareConfig) -> None:
+    """Refuse to go on with a pack whose clips so far were made otherwise; they would keep their old labels."""
+    own = {k: getattr(config, k) for k in ("exclude_licences", "teacher", "teacher_array", "pitch")}
+    path = out / "prepare.json"
+    found = read_json(path) if path.is_file() else own
+    if found != own:
+        differ = ", ".join(k for k in own if found.get(k) != own[k])
+        raise CorpusError(f"{out}: this pack was begun with other settings ({differ}); "
+                          "choose another out= or remove it")
+    write_json(path, own)
 
 
 def _resume(out: Path) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+"""From a corpus to a model folder in one command: prepare, codec, units, tokenise, lm, assemble.
+
+Stages that are finished with the same settings are skipped; the others go on where they stopped. Codec and
+units are put into the model folder as they ship (fp16) *before* tokenising, so that the language model
+learns from the very units and codes that it meets when it runs live.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from vivavoce.codec import Codec
+from vivavoce.core.checkpoint import FORMAT_VERSION, PretrainedModule, read_json, write_json
+from vivavoce.core.config import from_dict, to_dict
+from vivavoce.core.errors import ConfigError
+from vivavoce.lm import VoiceLM
+from vivavoce.recipes import corpus, tokenise, train_codec, train_lm, train_units
+from vivavoce.recipes.trainer import TrainConfig
+from vivavoce.units import UnitEncoder
+
+PARTS: dict[str, type[PretrainedModule]] = {"codec": Codec, "units": UnitEncoder, "lm": VoiceLM}
+
+
+@dataclass
+class DefaultRecipe:
+    """`vivavoce train default` reads this. Each section holds the fields of its stage's own config; paths and
+    whatever one stage must agree on with another are filled in, unless given."""
+
+    corpus: str
+    out: str  # pack/, runs, tokens/ and, at the end, model/
+    prepare: dict = field(default_factory=dict)  # see recipes.corpus.PrepareConfig
+    codec: dict = field(default_factory=dict)  # recipes.train_codec.CodecRecipe
+    units: dict = field(default_factory=dict)  # recipes.train_units.UnitsRecipe
+    tokenise: dict = field(default_factory=dict)  # recipes.tokenise.TokeniseConfig
+    lm: dict = field(default_factory=dict)  # recipes.train_lm.LMRecipe
+
+
+def stages(recipe: DefaultRecipe) -> dict[str, Any]:
+    """The config of each stage, in order. Raises ConfigError for a mistake in any of them."""
+    out = Path(recipe.out)
+    pack, tokens, model = str(out / "pack"), str(out / "tokens"), out / "model"
+    shipped = {"codec": str(model / "codec"), "units": str(model / "units")}
+
+    def build(name: str, cls: type, given: dict[str, Any]) -> Any:
+        section = getattr(recipe, name) or {}
+        if not isinstance(section, dict):
+            raise ConfigError(f"{name}: expected a section, got {section!r}")
+        for key in ("train", "model"):
+            if key in given and isinstance(section.get(key, {}), dict):
+                section = {**section, key: {**given[key], **section.get(key, {})}}
+        return from_dict(cls, {**given, **section}, name)
+
+    codec = build("codec", train_codec.CodecRecipe, {"pack": pack, "train": {"out": str(out / "codec")}})
+    units = build("units", train_units.UnitsRecipe, {"pack": pack, "train": {"out": str(out / "units")}})
+    agreed = {
+        "content_units": units.model.content_units,
+        "expression_levels": units.model.expression_levels,
+        "codebook_size": codec.model.codebook_size,
+    }
+    lm = {"tokens": tokens, "codec": shipped["codec"], "train": {"out": str(out / "lm")}, "model": agreed}
+    return {
+        "prepare": build("prepare", corpus.PrepareConfig, {"corpus": recipe.corpus, "out": pack}),
+        "codec": codec,
+        "units": units,
+        "tokenise": build("tokenise", tokenise.TokeniseConfig, {"pack": pack, "out": tokens, **shipped}),
+        "lm": build("lm", train_lm.LMRecipe, lm),
+    }
+
+
+def run(recipe: DefaultRecipe) -> Path:
+    """Do what is not yet done and return the model folder, which `vivavoce.load` takes.
+
+    Raises:
+        ConfigError: a mistake in any section, or a training that `stop_after` ended early.
+        CorpusError: see the stages.
+    """
+    from accelerate import PartialState
+
+    configs, out = stages(recipe), Path(recipe.out)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    main, record = state.is_main_process, out / "stages.json"
+    out.mkdir(parents=True, exist_ok=True)
+    finished: dict[str, Any] = read_json(record) if record.is_file() else {}
+    state.wait_for_everyone()
+    for name, config in configs.items():
+        if finished.get(name) == to_dict(config):
+            continue
+        if main:
+            tqdm.write(f"stage {name}")
+        finished = {k: v for k, v in finished.items() if list(configs).index(k) < list(configs).index(name)}
+        if name == "prepare":
+            if main:
+                corpus.prepare(config)
+        elif name == "tokenise":
+            tokenise.run(config)
+        else:
+            {"codec": train_codec, "units": train_units, "lm": train_lm}[name].run(config)
+            _check_complete(name, config.train)
+            if main:
+                ship(name, Path(config.train.out) / "export", out / "model")
+        state.wait_for_everyone()
+        finished[name] = to_dict(config)
+        if main:
+            write_json(record, finished)
+    if main:
+        assemble(out / "model")
+    state.wait_for_everyone()
+    return out / "model"
+
+
+def _check_complete(name: str, train: TrainConfig) -> None:
+    run = read_json(Path(train.out) / "run.json")
+    over = bool(train.budget_minutes) and run["minutes"] >= float(train.budget_minutes or 0) - 0.01
+    if run["step"] < train.steps and not over:
+        raise ConfigError(f"{name}: stopped at step {run['step']} of {train.steps} by stop_after; "
+                          "run the same command again to go on")
+
+
+def ship(part: str, trained: Path, model: Path) -> None:
+    """Copy a trained part into the model folder, weights in fp16."""
+    PARTS[part].from_pretrained(trained).save_pretrained(model / part, dtype=torch.float16)
+
+
+def assemble(model: Path) -> None:
+    """Make a model folder of the parts in it. Raises CheckpointError when one is missing."""
+    codec = Codec.from_pretrained(model / "codec").config
+    (model / "voices").mkdir(exist_ok=True)
+    write_json(model / "config.json", {
+        "model_type": "vivavoce", "format_version": FORMAT_VERSION, "sample_rate": codec.sample_rate,
+        "hop": codec.hop, "parts": list(PARTS),
+    })  # fmt: skip

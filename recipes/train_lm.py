@@ -1,0 +1,260 @@
+"""Train the language model: from source units, prompted with another clip of the speaker, to codec codes.
+
+No parallel data is needed. Prompt: clips of the same speaker, in another emotion where there is one, so
+that emotion must come from the source. Source: units of a speaker-perturbed view of the clip. Target: the
+clean clip's codes. Units and past codes are corrupted so that errors do not snowball.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vivavoce.codec import Codec
+from vivavoce.core.errors import ConfigError, CorpusError
+from vivavoce.lm import LMConfig, Source, VoiceLM
+from vivavoce.recipes.corpus import RATE
+from vivavoce.recipes.data import weights
+from vivavoce.recipes.tokenise import Tokens, TokenSplit
+from vivavoce.recipes.trainer import TrainConfig, fit
+from vivavoce.units import prosody
+
+
+@dataclass
+class LMRecipe:
+    """`vivavoce train lm` reads this."""
+
+    tokens: str
+    train: TrainConfig
+    model: LMConfig = field(default_factory=LMConfig)
+    codec: str | None = None  # folder of the codec behind the tokens: validation listens through it
+    batch_size: int = 16
+    crop_frames: int = 150
+    prompt_frames: list[int] = field(default_factory=lambda: [100, 150])
+    boost: dict = field(default_factory=dict)
+    past_corruption: float = 0.4  # up to this share of a sequence's past codes is hidden or random
+    unit_corruption: float = 0.05
+    pitch_jitter: float = 0.3  # semitones, a sequence
+    codebook_weights: list[float] = field(default_factory=lambda: [1.0, 0.8, 0.6, 0.5])
+    valid_batches: int = 12
+    listen_pairs: int = 16
+
+
+class Sequences:
+    """Draws (prompt, source, target) from one split of the tokens.
+
+    Raises:
+        CorpusError: no speaker has enough material for a prompt beside the target.
+    """
+
+    def __init__(self, split: TokenSplit, config: LMRecipe) -> None:
+        self.split, self.config = split, config
+        speakers: dict[str, list[int]] = {}
+        for i, clip in enumerate(split.clips):
+            speakers.setdefault(str(clip.get("speaker")), []).append(i)
+        self.peers = [speakers[str(c.get("speaker"))] for c in split.clips]
+        usable = np.array([len(p) > 1 or c["frames"] > config.crop_frames + 100
+                           for c, p in zip(split.clips, self.peers)])  # fmt: skip
+        if not usable.any():
+            raise CorpusError("no speaker with two clips, or a clip of more than 4 s: nothing to prompt with")
+        w = weights(split.clips, config.boost) * usable
+        self.cumulative = np.cumsum(w / w.sum())
+
+    def target(self, rng: np.random.Generator, delay: int) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
+        """`crop_frames` frames of one speaker: a crop of a drawn clip, filled up from the speaker's other clips.
+
+        At least half of a speaker's clips (or of a lone clip) is left for the prompt.
+
+        Returns:
+            the clips used; frame indices of the codes [T]; of the units, `delay` frames ahead [T]; and
+            where a clip begins [T].
+        """
+        first = min(int(np.searchsorted(self.cumulative, rng.random())), len(self.peers) - 1)
+        others = [j for j in rng.permutation(self.peers[first]) if j != first]
+        queue = [first, *others[: len(others) // 2]]
+        used, codes, units, begins, left = [], [], [], [], self.config.crop_frames
+        for clip in queue:
+            start, end = int(self.split.offsets[clip]), int(self.split.offsets[clip + 1])
+            n = min(end - start, left)
+            at = start + int(rng.integers(0, end - start - n + 1)) + np.arange(n)
+            used.append(int(clip))
+            codes.append(at)
+            units.append(np.minimum(at + delay, end - 1))
+            begins.append(np.arange(n) == 0)
+            left -= n
+            if left <= 0:
+                break
+        return used, np.concatenate(codes), np.concatenate(units), np.concatenate(begins)
+
+    def prompt(self, rng: np.random.Generator, used: list[int], taken: np.ndarray, frames: int) -> np.ndarray:
+        """Indices [frames] of prompt frames: the speaker's unused clips, other emotions first half the time."""
+        offsets, clip = self.split.offsets, used[0]
+        others = [j for j in self.peers[clip] if j not in used]
+        if not others:  # one long clip: what lies outside the crop
+            index = np.setdiff1d(np.arange(offsets[clip], offsets[clip + 1]), taken)
+            return np.resize(np.roll(index, -int(rng.integers(0, len(index)))), frames)
+        order = rng.permutation(others)
+        if rng.random() < 0.5:
+            own = self.split.clips[clip].get("emotion")
+            order = np.array(sorted(order, key=lambda j: self.split.clips[j].get("emotion") == own))
+        parts, have = [], 0
+        for j in order:
+            length = int(offsets[j + 1] - offsets[j])
+            first = int(rng.integers(0, max(1, length - frames + 1)))
+            parts.append(np.arange(offsets[j] + first, offsets[j] + min(length, first + frames)))
+            have += len(parts[-1])
+            if have >= frames:
+                break
+        return np.resize(np.concatenate(parts), frames)
+
+    def arrays(self, index: np.ndarray, view: int = 0) -> dict[str, np.ndarray]:
+        """Token columns at frame indices; content and expression of a perturbed view for view > 0."""
+        s = self.split
+        content, expression = (s.content, s.expression) if view == 0 else s.views[view - 1]
+        return {"content": content[index].astype(np.int64), "expression": expression[index].astype(np.int64),
+                "prosody": s.prosody[index].astype(np.int64), "codes": s.codes[index].astype(np.int64)}  # fmt: skip
+
+
+def as_source(arrays: dict[str, Tensor], level_offset: Tensor | float = 0.0, octaves: Tensor | float = 0.0) -> Source:
+    """Token columns with a batch dimension -> Source, with level (dB) and pitch (octaves) shifted."""
+    f0, periodicity, level = prosody.dequantise(arrays["prosody"])
+    f0 = f0 * torch.exp2(torch.as_tensor(octaves, device=f0.device))
+    return Source(arrays["content"], arrays["expression"], f0, periodicity, level + level_offset)
+
+
+class LMTask:
+    """See recipes.trainer.Task."""
+
+    def __init__(self, config: LMRecipe) -> None:
+        self.config = config
+        tokens = Tokens(config.tokens)
+        want = {"content_units": config.model.content_units, "codebook_size": config.model.codebook_size,
+                "expression_levels": config.model.expression_levels}  # fmt: skip
+        for key, value in want.items():
+            if tokens.head[key] != value:
+                raise ConfigError(f"model.{key} is {value}, but {config.tokens} was made with {tokens.head[key]}")
+        if config.model.n_codebooks > tokens.head["codebooks"]:
+            raise ConfigError(f"model.n_codebooks: {config.tokens} holds {tokens.head['codebooks']} codebooks")
+        if len(config.codebook_weights) < config.model.n_codebooks:
+            raise ConfigError(f"codebook_weights: give {config.model.n_codebooks}, one a codebook")
+        self.train = Sequences(tokens.split("train"), config)
+        self.views = len(self.train.split.views)
+        held = "valid" if tokens.head["shards"].get("valid") else "train"
+        self.valid = Sequences(tokens.split(held), config)
+        torch.manual_seed(config.train.seed)
+        self.model: nn.Module = VoiceLM(config.model)
+        if config.codec:  # codes that sound alike start out alike
+            books = Codec.from_pretrained(config.codec).quantiser.books[: config.model.n_codebooks]
+            self.model.start_from([b.vectors for b in books])  # type: ignore[operator,misc]
+
+    def batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        return self._draw(self.train, rng, training=True)
+
+    def _draw(self, sequences: Sequences, rng: np.random.Generator, training: bool) -> dict[str, Tensor]:
+        c = self.config
+        delay = int(rng.integers(0, c.model.max_delay + 1)) if training else 0
+        n_prompt = int(rng.choice(c.prompt_frames)) if training else max(c.prompt_frames)
+        rows: list[dict[str, np.ndarray]] = []
+        for _ in range(c.batch_size):
+            used, here, there, begins = sequences.target(rng, delay)
+            n, pad = len(here), (0, c.crop_frames - len(here))
+            ahead = sequences.arrays(np.pad(there, pad, "edge"), int(rng.integers(0, self.views + 1)))
+            codes = sequences.arrays(np.pad(here, pad, "edge"))["codes"][:, : c.model.n_codebooks]
+            prompt = sequences.arrays(sequences.prompt(rng, used, here, n_prompt))
+            past = np.where(np.pad(begins, pad)[:, None], -1, np.concatenate((codes[:1], codes[:-1])))
+            content, t = ahead["content"], np.arange(c.crop_frames)
+            if training:
+                rate = rng.random() * c.past_corruption
+                hit = rng.random(len(t)) < rate
+                noise = rng.integers(0, c.model.codebook_size, past.shape)
+                past = np.where(hit[:, None], np.where(rng.random((len(t), 1)) < 0.5, -1, noise), past)
+                past[np.pad(begins, pad)] = -1
+                swap = rng.random(len(t)) < c.unit_corruption
+                content = np.where(swap, rng.integers(0, c.model.content_units, len(t)), content)
+            rows.append({
+                **{f"prompt_{k}": v for k, v in prompt.items()},
+                "content": content, "expression": ahead["expression"], "prosody": ahead["prosody"],
+                "past": past, "target": codes, "mask": (t < n).astype(np.float32),
+                "gain": np.array([[rng.normal(0, 6.0)], [rng.normal(0, 6.0)]], np.float32) * training,
+                "octaves": np.array([rng.normal(0, c.pitch_jitter / 12)], np.float32) * training,
+            })  # fmt: skip
+        out = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
+        return {**out, "delay": torch.tensor(delay)}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        nll = self._nll(model, batch)
+        w = torch.tensor(self.config.codebook_weights[: nll.shape[-1]], device=nll.device)
+        mask = batch["mask"][..., None]
+        each = (nll * mask).sum((0, 1)) / mask.sum()
+        return (each * w).sum() / w.sum(), {f"nll_{k}": each[k] for k in range(len(each))}
+
+    def _nll(self, model: nn.Module, b: dict[str, Tensor]) -> Tensor:
+        prompt = as_source({k[7:]: v for k, v in b.items() if k.startswith("prompt_")}, b["gain"][:, 0])
+        source = as_source(b, b["gain"][:, 1], b["octaves"])
+        codes = b["prompt_codes"][..., : self.config.model.n_codebooks]
+        return model(prompt, codes, source, b["past"], b["target"], int(b["delay"]))
+
+    def validate(self) -> dict[str, float]:
+        device = next(self.model.parameters()).device
+        own, wrong = [], []
+        for i in range(self.config.valid_batches):
+            rng = np.random.Generator(np.random.Philox(key=1234, counter=[0, 0, 0, i]))
+            b = {k: v.to(device) for k, v in self._draw(self.valid, rng, training=False).items()}
+            other = {k: v.roll(1, 0) if k.startswith("prompt_") else v for k, v in b.items()}
+            for results, batch in ((own, b), (wrong, other)):
+                results.append(self.loss(self.model, batch)[1])
+        out = {k: float(np.mean([float(r[k]) for r in own])) for k in own[0]}
+        out["nll_0_wrong_prompt"] = float(np.mean([float(r["nll_0"]) for r in wrong]))
+        return out | (self._listen(device) if self.config.codec and self.config.listen_pairs else {})
+
+    def _listen(self, device: torch.device) -> dict[str, float]:
+        """Convert across speakers and ask the speaker judge: similarity to target, and minus to source."""
+        from vivavoce.eval.judges import JudgeMissing, SpeakerJudge
+
+        try:
+            judge = SpeakerJudge()
+        except JudgeMissing:
+            return {}
+        assert self.config.codec is not None and isinstance(self.model, VoiceLM)
+        codec = Codec.from_pretrained(self.config.codec).to(device)
+        seqs, rows = self.valid, []
+        rng = np.random.Generator(np.random.Philox(key=99))
+        speech = [i for i, c in enumerate(seqs.split.clips) if c["frames"] >= 75 and len(seqs.peers[i]) > 1
+                  and c.get("vocalisation", "none") == "none"]  # fmt: skip
+        for _ in range(self.config.listen_pairs if len(speech) > 1 else 0):
+            a, b = (int(i) for i in rng.choice(speech, 2, replace=False))
+            if seqs.split.clips[a].get("speaker") == seqs.split.clips[b].get("speaker"):
+                continue
+            n = min(seqs.split.clips[a]["frames"], 250)
+            own = self._tensors(seqs.arrays(seqs.split.offsets[a] + np.arange(n)), device)
+            there = self._tensors(seqs.arrays(seqs.prompt(rng, [b], np.zeros(0), max(self.config.prompt_frames))), device)
+            moved = as_source(own, 0.0, _register(there) - _register(own))
+            codes, _ = self.model.generate(moved, self.model.start(as_source(there), there["codes"]), 0, 0.5)
+            heard = [codec.decode(codes, moved.f0, moved.periodicity, moved.level)[0],
+                     *(codec.decode(x["codes"], *prosody.dequantise(x["prosody"]))[0] for x in (there, own))]  # fmt: skip
+            y, target, source = (w[0].cpu().numpy() for w in heard)
+            rows.append((judge.similarity(y, target, RATE), judge.similarity(y, source, RATE)))
+        to_target, to_source = np.mean(rows, axis=0) if rows else (float("nan"), float("nan"))
+        return {"to_target": float(to_target), "margin": float(to_target - to_source)}
+
+    @staticmethod
+    def _tensors(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+        return {k: torch.from_numpy(v)[None].to(device) for k, v in arrays.items()}
+
+    def export(self, folder: Path) -> None:
+        assert isinstance(self.model, VoiceLM)
+        self.model.save_pretrained(folder)
+
+
+def _register(arrays: dict[str, Tensor]) -> float:
+    f0, periodicity, _ = prosody.dequantise(arrays["prosody"])
+    return float(np.log2(prosody.mean_register(f0, periodicity)))
+
+
+def run(config: LMRecipe) -> dict[str, float]:
+    """Train, validate, export."""
+    return fit(LMTask(config), config.train)
