@@ -62,10 +62,13 @@ def read_json(path: str | Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read as JSON ({e})") from None
 
 
-def save_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+def save_tensors(
+    path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file atomically."""
     with atomic_path(path) as temp:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(temp), metadata=metadata)
+        plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(plain, str(temp), metadata=metadata)
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -121,7 +124,10 @@ class PretrainedModule(nn.Module):
             config = from_dict(cls.Config, head.get("config", {}), str(folder / "config.json"))
         except ConfigError as e:
             raise CheckpointError(str(e)) from None
-        model = cls(config)
+        try:
+            model = cls(config)
+        except (ValueError, TypeError, RuntimeError, ArithmeticError) as e:
+            raise CheckpointError(f"{folder / 'config.json'}: impossible for {cls.__name__} ({e})") from None
         tensors, _ = load_tensors(folder / "model.safetensors")
         load_state(model, tensors, str(folder / "model.safetensors"))
         return model.eval()
@@ -152,8 +158,12 @@ def resolve_folder(name: str | Path) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise CheckpointError(f"{name}: no such folder; to fetch a hub id: pip install huggingface_hub") from None
+        raise CheckpointError(
+            f"{name}: no such folder; to fetch a hub id: pip install huggingface_hub"
+        ) from None
     try:
         return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.voice"]))
     except Exception as e:
-        raise CheckpointError(f"{name}: neither a folder nor a reachable hub model ({type(e).__name__})") from None
+        raise CheckpointError(
+            f"{name}: neither a folder nor a reachable hub model ({type(e).__name__})"
+        ) from None

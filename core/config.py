@@ -21,7 +21,7 @@ def from_dict(cls: type[T], data: dict[str, Any], where: str = "config") -> T:
         raise ConfigError(f"{where}: expected a mapping for {cls.__name__}, got {type(data).__name__}")
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(names))
+    unknown = sorted(set(data) - set(names), key=str)
     if unknown:
         raise ConfigError(f"{where}: unknown key {unknown[0]!r}; {cls.__name__} has: {', '.join(names)}")
     values = {k: _coerce(hints[k], v, f"{where}.{k}") for k, v in data.items()}
@@ -45,12 +45,14 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected a list, got {value!r}")
         inner = typing.get_args(hint)[0] if typing.get_args(hint) else Any
         return origin(_coerce(inner, v, where) for v in value)
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+    if hint is float:
         try:
+            if isinstance(value, bool):
+                raise TypeError
             return float(value)  # YAML reads 3e-4 as a string
-        except ValueError:
+        except (TypeError, ValueError):
             raise ConfigError(f"{where}: expected a number, got {value!r}") from None
-    if hint in (int, bool, str) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+    if hint in (int, bool, str) and type(value) is not hint:  # isinstance would take True for an int
         raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value
 
@@ -69,6 +71,10 @@ def load_config(cls: type[T], path: str | Path | None, overrides: list[str] | tu
             raise ConfigError(f"{path}: no such config file") from None
         except (yaml.YAMLError, UnicodeDecodeError) as e:
             raise ConfigError(f"{path}: not valid YAML ({e})") from None
+        except OSError as e:
+            raise ConfigError(f"{path}: cannot be read ({e.strerror})") from None
+        if not isinstance(data, dict):
+            raise ConfigError(f"{where}: expected a mapping for {cls.__name__}, got {type(data).__name__}")
     for item in overrides:
         key, sep, text = item.partition("=")
         if not sep:
@@ -76,10 +82,15 @@ def load_config(cls: type[T], path: str | Path | None, overrides: list[str] | tu
         node = data
         *parents, last = key.split(".")
         for p in parents:
-            node = node.setdefault(p, {})
+            if node.get(p) is None:  # absent, or a section left empty
+                node[p] = {}
+            node = node[p]
             if not isinstance(node, dict):
                 raise ConfigError(f"override {item!r}: {p!r} is not a section")
-        node[last] = yaml.safe_load(text)
+        try:
+            node[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"override {item!r}: {text!r} is not valid YAML") from None
     return from_dict(cls, data, where)
 
 

@@ -12,6 +12,7 @@ from vivavoce.core.errors import AudioError
 
 ZERO_CROSSINGS = 16
 KAISER_BETA = 9.0  # stop band about -90 dB
+BLOCK = 1 << 17  # weights of one gathered matrix, halved: 1 MB, which stays in cache
 
 
 class Resampler(nn.Module):
@@ -41,8 +42,8 @@ class Resampler(nn.Module):
         # taps[p, j]: weight of input (base - half + 1 + j) for an output at phase p / up after `base`
         j = np.arange(2 * self.half) - self.half + 1
         t = j[None, :] - (np.arange(self.up) / self.up)[:, None]
-        w = np.i0(KAISER_BETA * np.sqrt(np.clip(1 - (t / max(self.half, 1)) ** 2, 0, None))) / np.i0(KAISER_BETA)
-        taps = cutoff * np.sinc(cutoff * t) * w
+        w = np.i0(KAISER_BETA * np.sqrt(np.clip(1 - (t / max(self.half, 1)) ** 2, 0, None)))
+        taps = cutoff * np.sinc(cutoff * t) * w / np.i0(KAISER_BETA)
         taps /= taps.sum(axis=1, keepdims=True) if self.half else 1.0
         self.register_buffer("taps", torch.from_numpy(taps).float(), persistent=False)
 
@@ -65,9 +66,9 @@ class Resampler(nn.Module):
             kept = torch.cat((kept, x.new_zeros(x.shape[0], self.half + 1)), dim=1)
         else:  # base(n) + half <= last input index
             end = max(n_out, ((n_in - self.half) * self.up - 1) // self.down + 1)
-        pieces = []
+        pieces, block = [], max(1, BLOCK // self.half)
         while n_out < end:  # bounded blocks keep the gathered matrix small
-            n = np.arange(n_out, min(end, n_out + 65536), dtype=np.int64) * self.down
+            n = np.arange(n_out, min(end, n_out + block), dtype=np.int64) * self.down
             base, phase = n // self.up, n % self.up
             first = torch.from_numpy(base - self.half + 1 - start)
             rows = kept.unfold(1, 2 * self.half, 1)[:, first]

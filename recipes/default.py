@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from tqdm import tqdm
 
 from vivavoce.codec import Codec
@@ -23,13 +24,14 @@ from vivavoce.recipes import corpus, tokenise, train_codec, train_lm, train_unit
 from vivavoce.recipes.trainer import TrainConfig
 from vivavoce.units import UnitEncoder
 
+HERE = Path(__file__).parent
 PARTS: dict[str, type[PretrainedModule]] = {"codec": Codec, "units": UnitEncoder, "lm": VoiceLM}
 
 
 @dataclass
 class DefaultRecipe:
-    """`vivavoce train default` reads this. Each section holds the fields of its stage's own config; paths and
-    whatever one stage must agree on with another are filled in, unless given."""
+    """`vivavoce train default` reads this. Each section holds the fields of its stage's own config, over those of
+    the YAML in this folder that it names as its `base`. Paths and whatever stages must agree on are filled in."""
 
     corpus: str
     out: str  # pack/, runs, tokens/ and, at the end, model/
@@ -50,10 +52,12 @@ def stages(recipe: DefaultRecipe) -> dict[str, Any]:
         section = getattr(recipe, name) or {}
         if not isinstance(section, dict):
             raise ConfigError(f"{name}: expected a section, got {section!r}")
-        for key in ("train", "model"):
-            if key in given and isinstance(section.get(key, {}), dict):
-                section = {**section, key: {**given[key], **section.get(key, {})}}
-        return from_dict(cls, {**given, **section}, name)
+        section = dict(section)
+        base = section.pop("base", None)
+        if base and not (HERE / base).is_file():
+            raise ConfigError(f"{name}.base: no {base!r} among the recipes")
+        start = yaml.safe_load((HERE / base).read_text(encoding="utf-8")) if base else {}
+        return from_dict(cls, _merge(_merge(start, given), section), name)
 
     codec = build("codec", train_codec.CodecRecipe, {"pack": pack, "train": {"out": str(out / "codec")}})
     units = build("units", train_units.UnitsRecipe, {"pack": pack, "train": {"out": str(out / "units")}})
@@ -70,6 +74,15 @@ def stages(recipe: DefaultRecipe) -> dict[str, Any]:
         "tokenise": build("tokenise", tokenise.TokeniseConfig, {"pack": pack, "out": tokens, **shipped}),
         "lm": build("lm", train_lm.LMRecipe, lm),
     }
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid upon `under`, section by section."""
+    out = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merge(out[key], value) if both else value
+    return out
 
 
 def run(recipe: DefaultRecipe) -> Path:

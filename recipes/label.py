@@ -42,7 +42,7 @@ class LabelConfig:
     phonemes: str | None = None  # JSONL (.gz) of {"id", "phonemes", "spans"}; spans in seconds
     spans_earlier: int = 0  # frames by which the spans lie late against the teacher
     units: int = 500
-    dims: int = 40  # of the projection
+    dims: int = 40  # of the projection, at most
     fit_frames: int = 400_000  # drawn from the train split to fit projection and k-means
     exclude_licences: list[str] = field(default_factory=lambda: ["NC", "ND", "GFDL"])  # from fitting
     window_seconds: float = 30.0  # what the teacher sees at once; short clips share a window
@@ -78,14 +78,10 @@ def run(config: LabelConfig, teacher: Teacher | None = None) -> dict[str, float]
     """Label every readable clip; `teacher` replaces the Whisper encoder where given.
 
     Returns clips and frames labelled and, with phonemes, `phone_nmi` (see phone_information) on what lies
-    outside the train split, or on everything where nothing does.
-
-    Raises CorpusError for an unusable corpus or phoneme file or too few frames for the units asked for, and
-    ConfigError where the teacher or scikit-learn is missing.
+    outside the train split, or on everything where nothing does. Raises CorpusError, ConfigError.
     """
     if find_spec("sklearn") is None:  # said before the teacher's hours, not after
         raise ConfigError("labels need scikit-learn: pip install scikit-learn")
-    clips = scan(config.corpus)
     spans = read_phonemes(config.phonemes) if config.phonemes else {}
     teacher = teacher or WhisperEncoder(config.teacher, config.device, config.threads)
     banned, rng = {x.upper() for x in config.exclude_licences}, np.random.default_rng(config.seed)
@@ -93,7 +89,7 @@ def run(config: LabelConfig, teacher: Teacher | None = None) -> dict[str, float]
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".features-") as folder:
         path, lengths, kept = Path(folder) / "features.f16", [], []
         with open(path, "wb") as f:
-            for clip, features in _features(config, clips, teacher):
+            for clip, features in _features(config, scan(config.corpus), teacher):
                 f.write(features.astype(np.float16).tobytes())
                 kept.append(clip)
                 lengths.append(len(features))
@@ -101,9 +97,7 @@ def run(config: LabelConfig, teacher: Teacher | None = None) -> dict[str, float]
             raise CorpusError(f"{config.corpus}: no clip could be read")
         x = np.memmap(path, np.float16, "r").reshape(sum(lengths), -1)
         offsets = np.concatenate(([0], np.cumsum(lengths)))
-        names = sorted({p for symbols, _ in spans.values() for p in symbols})
-        phones = np.concatenate([_phones(config, spans.get(c["id"]), names, n)
-                                 for c, n in zip(kept, lengths)])
+        phones = np.concatenate([_phones(config, spans.get(c["id"], []), n) for c, n in zip(kept, lengths)])
         train = [c.get("split", "train") == "train" for c in kept]
         used = [t and not licence_parts(c.get("licence")) & banned for t, c in zip(train, kept)]
         rows = np.sort(rng.permutation(np.flatnonzero(np.repeat(used, lengths)))[: config.fit_frames])
@@ -118,10 +112,8 @@ def run(config: LabelConfig, teacher: Teacher | None = None) -> dict[str, float]
         np.savez_compressed(f, **arrays)
     result = {"clips": float(len(kept)), "frames": float(len(labels))}
     unseen = (phones != UNKNOWN) & ~np.repeat(train, lengths)
-    judged = unseen if unseen.any() else phones != UNKNOWN
-    if judged.any():
-        result["phone_nmi"] = phone_information(labels[judged], phones[judged])
-    return result
+    judged = unseen if unseen.any() else phones != UNKNOWN  # some are known, or fit() had refused
+    return {**result, "phone_nmi": phone_information(labels[judged], phones[judged])} if spans else result
 
 
 def fit(config: LabelConfig, x: np.ndarray, phones: np.ndarray) -> tuple[Any, Any]:
@@ -133,8 +125,8 @@ def fit(config: LabelConfig, x: np.ndarray, phones: np.ndarray) -> tuple[Any, An
     if len(x) < config.units:
         raise CorpusError(f"{config.corpus}: {len(x)} frames to fit {config.units} units; lower units=")
     known = phones != UNKNOWN
-    if len(np.unique(phones[known])) > 1:
-        dims = min(config.dims, x.shape[1], len(np.unique(phones[known])) - 1)
+    if (n := len(np.unique(phones[known]))) > 1:
+        dims = min(config.dims, x.shape[1], n - 1)
         projection: Any = LinearDiscriminantAnalysis(n_components=dims).fit(x[known], phones[known])
     elif config.phonemes:
         raise CorpusError(f"{config.phonemes}: its spans name fewer than two phonemes in the training clips")
@@ -146,14 +138,12 @@ def fit(config: LabelConfig, x: np.ndarray, phones: np.ndarray) -> tuple[Any, An
 
 def _features(config: LabelConfig, clips: list[dict], teacher: Teacher) -> Iterator[tuple[dict, np.ndarray]]:
     """Clips with their teacher features [T, dim]; short clips share a window, long ones take several."""
-    room = int(config.window_seconds * RATE / HOP)
+    room, used = int(config.window_seconds * RATE / HOP), 0
     size = room * HOP
-    window: list[tuple[dict[str, Any], np.ndarray]] = []
-    used = 0
+    window: list[tuple[dict, np.ndarray]] = []
 
     def flush() -> Iterator[tuple[dict, np.ndarray]]:
-        joined = np.concatenate([np.pad(w, (0, GAP * HOP)) for _, w in window])[:size]
-        y, at = teacher(joined), 0
+        y, at = teacher(np.concatenate([np.pad(w, (0, GAP * HOP)) for _, w in window])[:size]), 0
         for clip, wave in window:
             yield clip, y[at : at + len(wave) // HOP]
             at += len(wave) // HOP + GAP
@@ -164,8 +154,8 @@ def _features(config: LabelConfig, clips: list[dict], teacher: Teacher) -> Itera
         except CorpusError as e:
             tqdm.write(f"skipped: {e}")
             continue
-        wave = np.pad(wave, (0, -len(wave) % HOP))
-        frames = len(wave) // HOP
+        frames = -(-len(wave) // HOP)
+        wave = np.pad(wave, (0, frames * HOP - len(wave)))
         if window and used + frames > room:
             yield from flush()
             window, used = [], 0
@@ -178,23 +168,24 @@ def _features(config: LabelConfig, clips: list[dict], teacher: Teacher) -> Itera
         yield from flush()
 
 
-def read_phonemes(path: str) -> dict[str, tuple[list[str], list[list[float]]]]:
-    """Clip id -> (symbols, [start, end] in seconds of each). Raises CorpusError."""
+def read_phonemes(path: str) -> dict[str, list[tuple[int, float, float]]]:
+    """Clip id -> phoneme index, start and end in seconds of each span. Raises CorpusError."""
+    index: dict[str, int] = {}
     try:
         with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as f:
-            lines = [json.loads(line) for line in f if line.strip()]
-        return {r["id"]: (r["phonemes"], r["spans"]) for r in lines}
+            rows = [json.loads(line) for line in f if line.strip()]
+        return {r["id"]: [(index.setdefault(p, len(index)), float(a), float(b))
+                          for p, (a, b) in zip(r["phonemes"], r["spans"])] for r in rows}  # fmt: skip
     except (OSError, EOFError, ValueError, KeyError, TypeError) as e:
         raise CorpusError(f"{path}: not a phoneme file ({e!r}); a line is {{id, phonemes, spans}}") from None
 
 
-def _phones(config: LabelConfig, entry: tuple[list[str], list[list[float]]] | None, names: list[str],
-            frames: int) -> np.ndarray:  # fmt: skip
+def _phones(config: LabelConfig, spans: list[tuple[int, float, float]], frames: int) -> np.ndarray:
     """Phoneme index of each frame, UNKNOWN between spans."""
     out = np.full(frames, UNKNOWN)
-    for symbol, (start, end) in zip(*entry) if entry else ():
-        a, b = (max(0, round(t * RATE / HOP) - config.spans_earlier) for t in (start, end))
-        out[a:b] = names.index(symbol)
+    for phone, *ends in spans:
+        a, b = (max(0, round(t * RATE / HOP) - config.spans_earlier) for t in ends)
+        out[a:b] = phone
     return out
 
 

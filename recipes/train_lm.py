@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from vivavoce.codec import Codec
 from vivavoce.core.errors import ConfigError, CorpusError
 from vivavoce.lm import LMConfig, Source, VoiceLM
-from vivavoce.recipes.corpus import RATE
 from vivavoce.recipes.data import weights
 from vivavoce.recipes.tokenise import Tokens, TokenSplit
 from vivavoce.recipes.trainer import TrainConfig, fit
@@ -213,11 +212,11 @@ class LMTask:
 
     def _listen(self, device: torch.device) -> dict[str, float]:
         """Convert across speakers and ask the speaker judge: similarity to target, and minus to source."""
-        from vivavoce.eval.judges import JudgeMissing, SpeakerJudge
+        from vivavoce.eval.judges import JudgeError, SpeakerJudge
 
         try:
             judge = SpeakerJudge()
-        except JudgeMissing:
+        except JudgeError:
             return {}
         assert self.config.codec is not None and isinstance(self.model, VoiceLM)
         codec = Codec.from_pretrained(self.config.codec).to(device)
@@ -236,10 +235,10 @@ class LMTask:
             codes, _ = self.model.generate(moved, self.model.start(as_source(there), there["codes"]), 0, 0.5)
             heard = [codec.decode(codes, moved.f0, moved.periodicity, moved.level)[0],
                      *(codec.decode(x["codes"], *prosody.dequantise(x["prosody"]))[0] for x in (there, own))]  # fmt: skip
-            y, target, source = (w[0].cpu().numpy() for w in heard)
-            rows.append((judge.similarity(y, target, RATE), judge.similarity(y, source, RATE)))
-        to_target, to_source = np.mean(rows, axis=0) if rows else (float("nan"), float("nan"))
-        return {"to_target": float(to_target), "margin": float(to_target - to_source)}
+            y, target, source = (judge.analyse(w[0].cpu().numpy()) for w in heard)
+            rows.append((y @ target, y @ target - y @ source))
+        similarity, margin = np.mean(rows, axis=0) if rows else (float("nan"), float("nan"))
+        return {"to_target": float(similarity), "margin": float(margin)}
 
     @staticmethod
     def _tensors(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ class TaggerTask:
                 wave = wave + rng.normal(0, level, wave.shape).astype(np.float32)
             n = len(wave) // HOP
             wave = np.pad(wave, (0, c.crop_frames * HOP - len(wave)))
-            items.append({"wave": wave, "frames": np.int64(n), "target": target})
+            items.append({"wave": wave, "frames": np.array(n), "target": target})
         return collate(items)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Vivavoce: the same speech in another voice, at once; laughter, crying and every shade of emotion come through.
+"""Vivavoce: the same speech in another voice, at once; laughter, crying and every shade of emotion kept.
 
     import vivavoce
     changer = vivavoce.load()
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Changer", "Stream", "Voice", "VivavoceError", "load", "save"]
+__all__ = ["Changer", "Stream", "VivavoceError", "Voice", "load", "save"]
 
 if TYPE_CHECKING:
     from vivavoce.changer import Changer, load

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -12,8 +13,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.codec import Codec
-from vivavoce.core.audio import load as load_audio
-from vivavoce.core.audio import mono_blocks, open_audio
+from vivavoce.core.audio import BLOCK_SECONDS, mono_blocks, open_audio
 from vivavoce.core.checkpoint import FORMAT_VERSION, read_json, resolve_folder
 from vivavoce.core.errors import AudioError, CheckpointError, VivavoceError
 from vivavoce.core.resample import resample
@@ -23,7 +23,7 @@ from vivavoce.stream import Stream
 from vivavoce.units import UnitEncoder, prosody
 from vivavoce.voice import Voice
 
-MIN_SECONDS = 1.0  # of a reference recording
+MIN_SECONDS, MAX_SECONDS = 1.0, 30.0  # of a reference recording; what is beyond is left unread
 PROMPT_FRAMES = 200  # at most; 4 s
 SCAN_SECONDS = 60.0  # of a file, for its pitch register
 
@@ -49,7 +49,7 @@ class Changer:
     @classmethod
     def from_pretrained(cls, model: str | Path | None = None) -> Changer:
         """See `load`."""
-        folder = Path(str(resources.files("vivavoce.pretrained"))) if model is None else resolve_folder(model)
+        folder = model_folder(model)
         head = read_json(folder / "config.json")
         if not isinstance(head, dict) or head.get("model_type") != "vivavoce":
             raise CheckpointError(f"{folder}: not a vivavoce model folder (config.json says otherwise)")
@@ -60,9 +60,11 @@ class Changer:
         codec = Codec.from_pretrained(folder / "codec")
         units = UnitEncoder.from_pretrained(folder / "units")
         lm = VoiceLM.from_pretrained(folder / "lm")
-        grid = {(m.config.sample_rate, m.config.hop) for m in (codec, units)}
-        if len(grid) > 1 or units.config.content_units != lm.config.content_units:
-            raise CheckpointError(f"{folder}: codec, units and lm do not belong together")
+        c, u, m = codec.config, units.config, lm.config
+        grid = {(head.get("sample_rate"), head.get("hop")), (c.sample_rate, c.hop), (u.sample_rate, u.hop)}
+        heard = (u.content_units, list(u.expression_levels)) == (m.content_units, list(m.expression_levels))
+        if len(grid) > 1 or not heard or m.n_codebooks > c.n_codebooks or m.codebook_size != c.codebook_size:
+            raise CheckpointError(f"{folder}: codec, units and lm do not belong together; fetch the folder anew")
         changer = cls(codec, units, lm, fingerprint(folder))
         for path in sorted((folder / "voices").glob("*.voice")):
             voice = Voice.load(path)
@@ -85,11 +87,23 @@ class Changer:
             return self.enroll(name)
         else:
             near = difflib.get_close_matches(str(name), self.voices, n=3, cutoff=0.3)
-            hint = f"did you mean {', '.join(near)}?" if near else f"there are: {', '.join(self.voices) or 'none'}"
-            raise VivavoceError(f"unknown voice {str(name)!r}; {hint} A recording or a .voice file will do, too.")
+            there = f"there are: {', '.join(self.voices) or 'none'}."
+            hint = f"did you mean {', '.join(near)}?" if near else there
+            raise VivavoceError(f"unknown voice {str(name)!r}; {hint} A recording or .voice file will do, too.")
         if found.tokeniser != self.tokeniser:
-            raise CheckpointError(f"voice {found.name!r} was made with another model; enrol its recording again")
+            raise CheckpointError(f"voice {found.name!r} is of another model; enrol its recording again")
+        self._check(found)
         return found
+
+    def _check(self, voice: Voice) -> None:
+        """Raise CheckpointError if a voice's prompt has shapes or values that the model cannot look up."""
+        c, levels = self.lm.config, torch.tensor(self.lm.config.expression_levels)
+        p, k = (*voice.codes.shape, 0, 0)[:2]
+        shapes = [tuple(t.shape) for t in (voice.content, voice.expression, voice.prosody, voice.codes)]
+        shapely = shapes == [(p,), (p, len(levels)), (p, 3), (p, k)]
+        if not (shapely and p and k >= c.n_codebooks and _within(voice.content, c.content_units)
+                and _within(voice.expression, levels) and _within(voice.codes, c.codebook_size)):  # fmt: skip
+            raise CheckpointError(f"voice {voice.name!r} is damaged; enrol its recording again")
 
     @torch.inference_mode()
     def tokenise(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -115,12 +129,13 @@ class Changer:
                 raise AudioError("enroll: samples need their rate in Hz")
             x, label = resample(recording[None].float(), rate, inner)[0], name or "voice"
         else:
-            x, label = load_audio(recording, inner)[0], str(recording)
+            rate, label = self._rate(recording), str(recording)
+            x = resample(_first(mono_blocks(recording), round(MAX_SECONDS * rate))[None], rate, inner)[0]
         if not bool(torch.isfinite(x).all()):
             raise AudioError(f"{label}: NaN or infinite samples")
         if len(x) < MIN_SECONDS * inner:
             raise AudioError(f"{label}: {len(x) / inner:.2f} s is too short for a voice; give 3 to 10 s of speech")
-        content, expression, units, codes = self.tokenise(x[: 30 * inner])
+        content, expression, units, codes = self.tokenise(x[: round(MAX_SECONDS * inner)])
         f0, periodicity, level = prosody.dequantise(units)
         heard = level > max(float(level.max()) - 35.0, -58.0)
         if int(heard.sum()) < 25:
@@ -139,7 +154,7 @@ class Changer:
         """
         settings = settings or Settings()
         if not 0 <= settings.delay <= self.lm.config.max_delay:
-            raise VivavoceError(f"delay {settings.delay}: this model takes 0 to {self.lm.config.max_delay} frames")
+            raise VivavoceError(f"delay {settings.delay}: this model takes 0 to {self.lm.config.max_delay}")
         return Stream(Engine(self.codec, self.units, self.lm, self.voice(voice), settings), rate)
 
     def scan_register(self, path: str | Path) -> float:
@@ -148,14 +163,14 @@ class Changer:
 
     @torch.inference_mode()
     def _register_of(self, blocks: Iterator[Tensor], rate: int) -> float:
-        x: list[Tensor] = []
-        for block in blocks:
-            x.append(block)
-            if sum(map(len, x)) > SCAN_SECONDS * rate:
-                break
-        y = resample(torch.cat(x)[None, : int(SCAN_SECONDS * rate)], rate, self.codec.config.sample_rate)
-        y = torch.nn.functional.pad(y, (0, -y.shape[1] % self.codec.config.hop))
-        (f0, periodicity), _ = self.units.pitch(y)
+        hop, inner = self.codec.config.hop, self.codec.config.sample_rate
+        y = resample(_first(blocks, round(SCAN_SECONDS * rate))[None], rate, inner)
+        y = torch.nn.functional.pad(y, (0, -y.shape[1] % hop))
+        pieces, state = [], None
+        for piece in y.split(100 * hop, dim=1):  # the tracker's spectra of a whole minute would fill 200 MB
+            pitch, state = self.units.pitch(piece, state)
+            pieces.append(torch.stack(pitch))
+        f0, periodicity = torch.cat(pieces, dim=-1)
         return prosody.mean_register(f0, periodicity)
 
     @staticmethod
@@ -163,17 +178,19 @@ class Changer:
         with open_audio(path) as f:
             return int(f.samplerate)
 
-    def convert_blocks(self, path: str | Path, voice: str | Path | Voice, settings: Settings | None = None
-                       ) -> Iterator[Tensor]:  # fmt: skip
+    def convert_blocks(self, path: str | Path, voice: str | Path | Voice, settings: Settings | None = None,
+                       seconds: float = BLOCK_SECONDS, scan: bool = True) -> Iterator[Tensor]:  # fmt: skip
         """Convert a file of any length in constant memory: yields mono blocks at the file's own rate.
 
-        Without a given `source_register` the file's first minute is scanned for it beforehand.
+        Args:
+            seconds: of audio pushed at a time; the result is the same with any.
+            scan: where no `source_register` is given, hear the file's first minute for it beforehand.
         """
         settings, rate = settings or Settings(), self._rate(path)
-        if settings.source_register is None:
-            settings = Settings(**{**settings.__dict__, "source_register": self.scan_register(path)})
+        if settings.source_register is None and scan:
+            settings = replace(settings, source_register=self.scan_register(path))
         stream = self.stream(voice, rate, settings)
-        for block in mono_blocks(path):
+        for block in mono_blocks(path, seconds):
             yield stream.push(block)
         yield stream.flush()
 
@@ -196,9 +213,22 @@ class Changer:
         settings = settings or Settings()
         if settings.source_register is None and bool(torch.isfinite(source).all()):
             register = self._register_of(iter([source.float()]), rate)
-            settings = Settings(**{**settings.__dict__, "source_register": register})
+            settings = replace(settings, source_register=register)
         stream = self.stream(voice, rate, settings)
         return torch.cat((stream.push(source), stream.flush())), rate
+
+
+def model_folder(model: str | Path | None = None) -> Path:
+    """Where a model lies: the embedded default, a folder, or a hub id (which is fetched).
+
+    Raises:
+        CheckpointError: neither a folder nor a reachable hub id, or no model in it.
+    """
+    folder = Path(str(resources.files("vivavoce.pretrained"))) if model is None else resolve_folder(model)
+    if not (folder / "config.json").is_file():
+        what = "this installation holds no embedded model" if model is None else f"{folder}: not a model folder"
+        raise CheckpointError(f"{what} (config.json is missing); name one, such as runs/default/model")
+    return folder
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -216,3 +246,17 @@ def _loudest(level: Tensor, frames: int) -> slice:
     total = (10.0 ** (level / 20.0)).cumsum(0)
     start = int((total[frames:] - total[:-frames]).argmax())
     return slice(start, start + frames)
+
+
+def _first(blocks: Iterator[Tensor], n: int) -> Tensor:
+    """The first n samples of a recording, or all; no more blocks are read than it takes."""
+    x: list[Tensor] = []
+    for block in blocks:
+        x.append(block)
+        if sum(map(len, x)) >= n:
+            break
+    return torch.cat(x)[:n]
+
+
+def _within(index: Tensor, size: int | Tensor) -> bool:
+    return bool(((index >= 0) & (index < size)).all())

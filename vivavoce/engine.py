@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.codec import Codec
+from vivavoce.core.errors import ConfigError
 from vivavoce.core.layers import State
 from vivavoce.lm import LMState, Source, VoiceLM
 from vivavoce.units import UnitEncoder, prosody
@@ -35,6 +36,9 @@ class Settings:
         transpose: semitones added to the output's pitch.
         source_register: the source's mean pitch in Hz where it is known beforehand; else it is learnt
             within the first second of voice.
+
+    Raises:
+        ConfigError: a value out of range, named.
     """
 
     seed: int = 0
@@ -42,6 +46,18 @@ class Settings:
     delay: int = 0
     transpose: float = 0.0
     source_register: float | None = None
+
+    def __post_init__(self) -> None:
+        register = 100.0 if self.source_register is None else self.source_register
+        for name, value, low, high in (
+            ("seed", self.seed, -(2**63), 2**63 - 1),  # the counter-based generator mixes int64
+            ("temperature", self.temperature, 0, 10),
+            ("delay", self.delay, 0, 1000),
+            ("transpose", self.transpose, -48, 48),
+            ("source_register", register, 20, 2000),
+        ):
+            if not low <= value <= high:  # NaN included
+                raise ConfigError(f"{name} {value} is out of range; give {low} to {high}")
 
 
 class EngineState(NamedTuple):
@@ -60,7 +76,8 @@ class EngineState(NamedTuple):
 class Engine:
     """units -> lm -> codec for one voice; holds no state of its own."""
 
-    def __init__(self, codec: Codec, units: UnitEncoder, lm: VoiceLM, voice: Voice, settings: Settings) -> None:
+    def __init__(self, codec: Codec, units: UnitEncoder, lm: VoiceLM, voice: Voice,
+                 settings: Settings) -> None:  # fmt: skip
         self.codec, self.units, self.lm, self.voice, self.settings = codec, units, lm, voice, settings
         self.hop = codec.config.hop
         self.register = Register(settings.source_register)
@@ -92,7 +109,7 @@ class Engine:
         frames, framing = self.codec.framing(x, s.framing)
         levels = (*s.levels, self.codec.level(frames))
         heard, units = self.units(x, s.units)
-        s = s._replace(count=s.count + 1, framing=framing, units=units, levels=levels[-self.lookahead :])
+        s = s._replace(count=s.count + 1, framing=framing, units=units, levels=_last(levels, self.lookahead))
         if s.count <= self.lookahead:
             return torch.zeros_like(x), s
         f0, periodicity, level = prosody.dequantise(prosody.quantise(heard.f0, heard.periodicity, levels[0]))
@@ -100,10 +117,15 @@ class Engine:
         moved = f0 * torch.exp2(self.shift - own)
         now = Source(heard.content, heard.expression, moved, periodicity, level)
         queue = (*s.queue, now)
-        s = s._replace(register=register, queue=queue[len(queue) - cfg.delay :])
+        s = s._replace(register=register, queue=_last(queue, cfg.delay))
         if len(queue) <= cfg.delay:
             return torch.zeros_like(x), s
         codes, lm = self.lm.generate(now, s.lm, cfg.seed, cfg.temperature, cfg.delay)
         due = queue[0]
         y, codec = self.codec.decode(codes, due.f0, due.periodicity, due.level, s.codec, cfg.seed)
         return y, s._replace(lm=lm, codec=codec)
+
+
+def _last(items: tuple, n: int) -> tuple:
+    """The last n items or, while there are fewer, all."""
+    return items[max(0, len(items) - n) :]

@@ -71,8 +71,8 @@ class Stream:
         """Algorithmic latency, itemised."""
         e = self.engine
         ms = 1000.0 * e.hop / e.codec.config.sample_rate
-        resampling = 1000.0 * (self._down.lookahead / self.rate + self._up.lookahead / e.codec.config.sample_rate)
-        return Latency(ms, ms * e.lookahead, ms * e.settings.delay, ms, resampling)
+        down, up = self._down.lookahead / self.rate, self._up.lookahead / e.codec.config.sample_rate
+        return Latency(ms, ms * e.lookahead, ms * e.settings.delay, ms, 1000.0 * (down + up))
 
     def push(self, samples: Tensor) -> Tensor:
         """Take any number of mono samples [n] in [-1, 1]; return those that are ready, [m].
@@ -90,7 +90,7 @@ class Stream:
         self._taken += len(x)
         y = self._advance(x[None], last=False)
         self._given += y.shape[1]
-        return y[0]
+        return y[0].clone()  # an ordinary tensor: those made in inference mode refuse in-place work
 
     def flush(self) -> Tensor:
         """End the stream and return its tail, so that output and input are equally long."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vivavoce.core.checkpoint import load_tensors, save_tensors
@@ -55,13 +56,16 @@ class Voice:
         return replace(self, name=name)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically."""
+        """Write one safetensors file, atomically. Raises CheckpointError when that cannot be done."""
         meta = {"format": str(VOICE_FORMAT), "kind": "vivavoce-voice", "name": self.name,
                 "register": repr(self.register), "tokeniser": self.tokeniser, "licence": self.licence,
                 "consent": self.consent, "note": self.note}  # fmt: skip
         tensors = {"content": self.content.to(torch.int16), "expression": self.expression.to(torch.uint8),
                    "prosody": self.prosody.to(torch.int16), "codes": self.codes.to(torch.int16)}  # fmt: skip
-        save_tensors(path, tensors, meta)
+        try:
+            save_tensors(path, tensors, meta)
+        except (OSError, SafetensorError) as e:  # the latter is how safetensors tells of a full disk
+            raise CheckpointError(f"{path}: cannot be written ({getattr(e, 'strerror', None) or e})") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Voice:
@@ -70,7 +74,8 @@ class Voice:
         if meta.get("kind") != "vivavoce-voice":
             raise CheckpointError(f"{path}: not a voice file; make one with `vivavoce enroll`")
         if meta.get("format") != str(VOICE_FORMAT):
-            raise CheckpointError(f"{path}: voice format {meta.get('format')}, this release reads {VOICE_FORMAT}")
+            found = meta.get("format")
+            raise CheckpointError(f"{path}: voice format {found}, this release reads {VOICE_FORMAT}")
         try:
             register = float(meta["register"])
             parts = {k: tensors[k].long() for k in ("content", "expression", "prosody", "codes")}
