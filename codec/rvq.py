@@ -16,7 +16,6 @@ class Codebook(nn.Module):
 
     vectors: Tensor
     counts: Tensor
-    sums: Tensor
     started: Tensor
 
     def __init__(self, size: int, dim: int, decay: float = 0.99, revive_below: float = 0.05) -> None:
@@ -24,7 +23,6 @@ class Codebook(nn.Module):
         self.decay, self.revive_below = decay, revive_below
         self.register_buffer("vectors", torch.randn(size, dim))
         self.register_buffer("counts", torch.ones(size))
-        self.register_buffer("sums", torch.zeros(size, dim))
         self.register_buffer("started", torch.zeros((), dtype=torch.int64))
 
     def nearest(self, x: Tensor) -> Tensor:
@@ -39,25 +37,25 @@ class Codebook(nn.Module):
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
             torch.distributed.all_reduce(sums)
+        total = (self.vectors * self.counts[:, None]).lerp(sums, 1 - self.decay)
         self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
-        self.vectors.copy_(self.sums / self.counts.clamp_min(1e-5)[:, None])
+        self.vectors.copy_(total / self.counts.clamp_min(1e-5)[:, None])
         dead = (self.counts < self.revive_below).nonzero()[:, 0]
-        self._place(dead, x, count=1.0)
+        self._place(dead, x)
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         """Data initialisation from x [N, dim]."""
-        self._place(torch.arange(len(self.vectors), device=x.device), x, count=1.0)
+        self._place(torch.arange(len(self.vectors), device=x.device), x)
         self.started.fill_(1)
 
-    def _place(self, which: Tensor, x: Tensor, count: float) -> None:
+    def _place(self, which: Tensor, x: Tensor) -> None:
         if not len(which):
             return
         new = x[torch.randint(len(x), (len(which),), device=x.device)]
         if torch.distributed.is_initialized():
             torch.distributed.broadcast(new, 0)
-        self.vectors[which], self.sums[which], self.counts[which] = new, new * count, count
+        self.vectors[which], self.counts[which] = new, 1.0
 
 
 class ResidualVQ(nn.Module):

@@ -31,7 +31,7 @@ def uniform(seed: int, *keys: Tensor) -> Tensor:
     h = hash64(torch.tensor(seed, dtype=torch.int64, device=keys[0].device))
     for key in keys:
         h = hash64(h ^ (key + 1))
-    return (_shift(h, 40).float() + 0.5) * 2.0**-24
+    return (_shift(h, 41).float() + 0.5) * 2.0**-23  # 23 bits: with 24 the largest would round to 1.0
 
 
 def gumbel(seed: int, *keys: Tensor) -> Tensor:

@@ -155,14 +155,13 @@ class Tagger(nn.Module):
 
     @torch.no_grad()
     def tag(self, wave: np.ndarray) -> Tags:
-        """Judge one 16 kHz mono clip [samples], 0.1 s or longer."""
-        hop = self.config.hop
-        x = torch.from_numpy(np.ascontiguousarray(wave, np.float32))[None]
-        x = F.pad(x, (0, -x.shape[1] % hop))
+        """Judge one 16 kHz mono clip [samples], 0.1 s or longer, brought to a peak of 0.5."""
+        x = torch.from_numpy(np.ascontiguousarray(wave, np.float32)).to(self.inp.weight.device)[None]
+        x = F.pad(0.5 * x / x.abs().max().clamp_min(1e-6), (0, -x.shape[1] % self.config.hop))
         mel = self.spectrum(x)
-        clip, steps = self(mel, torch.tensor([mel.shape[1]]))
+        clip, steps = self(mel, torch.tensor([mel.shape[1]], device=mel.device))
         scores = dict(zip(LABELS, clip[0].sigmoid().tolist()))
-        return Tags(scores, self.thresholds, steps[0].sigmoid().numpy(), self.config.step_seconds)
+        return Tags(scores, self.thresholds, steps[0].sigmoid().cpu().numpy(), self.config.step_seconds)
 
     def save(self, stem: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write `stem`.safetensors and `stem`.json (config, labels, thresholds, and the rest of `card`)."""

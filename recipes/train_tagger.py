@@ -166,17 +166,13 @@ def judge(model: nn.Module, pack: Pack, split: str,
     model.eval()
     total = len(pack.split(split))
     step = max(1, total // limit) if limit else 1
-    device = next(model.parameters()).device
     labels, scores = [], []
     for i, (clip, wave) in enumerate(iterate(pack, split)):
         label = CLASS_OF.get(clip.get("vocalisation", "none"))
         if i % step or label is None:
             continue
-        mel = model.spectrum(torch.from_numpy(wave)[None].to(device))
-        with torch.no_grad():
-            clip_logits, _ = model(mel, torch.tensor([mel.shape[1]], device=device))
         labels.append(LABELS.index(label))
-        scores.append(clip_logits[0].sigmoid().cpu().numpy())
+        scores.append(np.array(list(model.tag(wave).scores.values())))
     if not labels:
         raise CorpusError(f"{pack.folder}: no labelled clip in split {split!r}")
     return np.array(labels), np.stack(scores)

@@ -114,7 +114,7 @@ def fit(task: Task, config: TrainConfig) -> dict[str, float]:
         if math.isfinite(float(norm)):
             prepared.step()
         step += 1
-        total_minutes = minutes + (time.monotonic() - began) / 60
+        total_minutes = _agree(accelerator, minutes + (time.monotonic() - began) / 60)
         bar.update()
         if step % 20 == 0 and log is not None:
             named = {"loss": loss, **numbers}
@@ -136,6 +136,15 @@ def fit(task: Task, config: TrainConfig) -> dict[str, float]:
         log.close()
     accelerator.wait_for_everyone()
     return metrics
+
+
+def _agree(accelerator: Any, minutes: float) -> float:
+    """The first process's clock, so that all anneal and stop at the same step."""
+    if accelerator.num_processes == 1:
+        return minutes
+    clock = torch.tensor(minutes, dtype=torch.float64, device=accelerator.device)
+    torch.distributed.broadcast(clock, 0)
+    return float(clock)
 
 
 def _validate(task: Task, main: bool, log: Any, out: Path, step: int) -> dict[str, float]:

@@ -294,8 +294,7 @@ def test_dead_codes_are_revived() -> None:
     x = torch.randn(200, 2)
     book.start(x)
     with torch.no_grad():
-        far = book.vectors[3] = torch.tensor([100.0, 100.0])
-        book.sums[3] = far
+        book.vectors[3] = torch.tensor([100.0, 100.0])
     for _ in range(10):
         book.learn(x, book.nearest(x))
     assert book.vectors.abs().max() < 5
@@ -306,7 +305,6 @@ def test_moving_average_tends_to_the_mean_of_what_is_attracted() -> None:
     book, x = Codebook(2, 1, decay=0.9), torch.tensor([[-3.0], [-1.0], [4.0], [6.0]])
     with torch.no_grad():
         book.vectors.copy_(torch.tensor([[-1.0], [1.0]]))
-        book.sums.copy_(book.vectors)
     for _ in range(200):
         book.learn(x, book.nearest(x))
     assert_same(book.vectors, torch.tensor([[-2.0], [5.0]]), 1e-3)
@@ -346,7 +344,7 @@ def test_autocast_keeps_codebooks_in_single_precision(codec: Codec) -> None:
         y, _, _ = vq(x)
     assert y.dtype == torch.float32
     for book in (*codec.quantiser.books, *vq.books):
-        assert book.vectors.dtype == book.sums.dtype == book.counts.dtype == torch.float32
+        assert book.vectors.dtype == book.counts.dtype == torch.float32
     rough = vq.books[0].vectors.bfloat16().float()
     assert not torch.equal(rough, vq.books[0].vectors)  # not computed in bfloat16 either
 

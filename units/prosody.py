@@ -53,7 +53,7 @@ class Register(nn.Module):
             mass = torch.full((f0.shape[0],), self.prior, dtype=torch.float64, device=f0.device)
             state = (mass * self.start, mass)
         total, mass = state
-        x, w = torch.log2(f0.double()), (periodicity > 0.5).double()
+        x, w = torch.log2(f0.double().clamp_min(PITCH_BASE)), (periodicity > 0.5).double()
         out = []
         for t in range(x.shape[1]):
             keep = 1.0 - w[:, t] * (mass >= self.memory).double() / self.memory

@@ -24,7 +24,7 @@ from vivavoce.units import UnitEncoder, prosody
 from vivavoce.voice import Voice
 
 MIN_SECONDS, MAX_SECONDS = 1.0, 30.0  # of a reference recording; what is beyond is left unread
-PROMPT_FRAMES = 200  # at most; 4 s
+PROMPT_FRAMES = 150  # at most; 3 s, as in training
 SCAN_SECONDS = 60.0  # of a file, for its pitch register
 
 

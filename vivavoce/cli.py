@@ -251,14 +251,16 @@ def voices(args: argparse.Namespace) -> int:
     from vivavoce.changer import load
 
     found = load(args.model).voices.values()
-    rows = [{"name": v.name, "register_hz": round(v.register, 1), "seconds": round(v.frames / 50, 2),
-             "licence": v.licence, "consent": v.consent, "note": v.note} for v in found]  # fmt: skip
+    rows: list[dict[str, Any]] = [
+        {"name": v.name, "register_hz": round(v.register, 1), "seconds": round(v.frames / 50, 2),
+         "licence": v.licence, "consent": v.consent, "note": v.note} for v in found
+    ]  # fmt: skip
     if args.json:
         import json
 
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return 0
-    width = max((len(str(r["name"])) for r in rows), default=0)
+    width = max((len(r["name"]) for r in rows), default=0)
     for r in rows:
         words = "  ".join(w for w in (r["licence"], r["note"]) if w)
         print(f"{r['name']:<{width}}  {r['register_hz']:5.0f} Hz  {r['seconds']:4.1f} s  {words}".rstrip())

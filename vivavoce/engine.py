@@ -63,7 +63,7 @@ class Settings:
 class EngineState(NamedTuple):
     """State of one stream. The language model's cache is updated in place; see LMState."""
 
-    count: int  # frames taken in
+    taken: int  # frames so far
     units: State
     framing: Tensor | None
     levels: tuple[Tensor, ...]  # of the last L frames
@@ -109,8 +109,8 @@ class Engine:
         frames, framing = self.codec.framing(x, s.framing)
         levels = (*s.levels, self.codec.level(frames))
         heard, units = self.units(x, s.units)
-        s = s._replace(count=s.count + 1, framing=framing, units=units, levels=_last(levels, self.lookahead))
-        if s.count <= self.lookahead:
+        s = s._replace(taken=s.taken + 1, framing=framing, units=units, levels=_last(levels, self.lookahead))
+        if s.taken <= self.lookahead:
             return torch.zeros_like(x), s
         f0, periodicity, level = prosody.dequantise(prosody.quantise(heard.f0, heard.periodicity, levels[0]))
         own, register = self.register(f0, periodicity, s.register)

@@ -16,6 +16,7 @@ from vivavoce.lm import Source
 from vivavoce.units import prosody
 
 VOICE_FORMAT = 1
+PARTS = ("content", "expression", "prosody", "codes")
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ class Voice:
             raise CheckpointError(f"{path}: voice format {found}, this release reads {VOICE_FORMAT}")
         try:
             register = float(meta["register"])
-            parts = {k: tensors[k].long() for k in ("content", "expression", "prosody", "codes")}
+            content, expression, units, codes = (tensors[k].long() for k in PARTS)
         except (KeyError, ValueError) as e:
             raise CheckpointError(f"{path}: incomplete voice file ({e})") from None
         if not (math.isfinite(register) and 20 < register < 2000):
             raise CheckpointError(f"{path}: impossible pitch register {register} Hz")
-        words = {k: meta.get(k, "") for k in ("name", "tokeniser", "licence", "consent", "note")}
-        return cls(**parts, register=register, **words)
+        name, tokeniser, *words = (meta.get(k, "") for k in ("name", "tokeniser", "licence", "consent", "note"))
+        return cls(name, content, expression, units, codes, register, tokeniser, *words)
