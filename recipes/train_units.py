@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vivavoce.core.errors import ConfigError
 from vivavoce.core.layers import ConvNeXtStack
 from vivavoce.recipes.corpus import NO_LABEL, Pack
 from vivavoce.recipes.data import VOICED, Crops, collate, random_gain
@@ -40,6 +41,8 @@ class UnitsRecipe:
     noise_probability: float = 0.3  # added white noise, 5 to 35 dB below the speech
     expression_weight: float = 1.0
     valid_clips: int = 48
+    start_from: str | None = None  # folder of a trained encoder to go on from
+    only_pitch: bool = False  # train the pitch tracker alone and leave the units as they are
 
 
 class UnitsTrainer(nn.Module):
@@ -53,9 +56,26 @@ class UnitsTrainer(nn.Module):
         self.rebuild = ConvNeXtStack(128 + len(config.expression_levels) + 3 + 96, 192, 3, kernel_size=3)
         self.out = nn.Linear(192, config.n_mels)
 
+    def pitch_losses(self, wave: Tensor, f0: Tensor, periodicity: Tensor) -> dict[str, Tensor]:
+        """Pitch and voicing losses against the offline tracker, and how often the two part."""
+        enc, d = self.encoder, self.encoder.config.lookahead
+        pitch = enc.pitch.logits(wave)[0][:, d:].float()
+        f0, voiced = f0[:, :-d], periodicity[:, :-d]
+        nll = -(encode_pitch(f0) * F.log_softmax(pitch[..., :BINS], -1)).sum(-1)
+        loss = (nll * voiced).sum() / voiced.sum().clamp_min(1.0)
+        voicing = F.binary_cross_entropy_with_logits(pitch[..., BINS], voiced)
+        with torch.no_grad():
+            both = voiced > VOICED
+            cents = 1200 * torch.log2(decode_pitch(pitch[..., :BINS]) / f0)[both].abs()
+            agree = ((pitch[..., BINS] > 0) == both).float().mean()
+        return {"pitch": loss, "voicing": voicing, "gross_pitch": (cents > 50).float().mean(),
+                "octave_pitch": (cents > 600).float().mean(), "voicing_hit": agree}  # fmt: skip
+
     def forward(self, wave: Tensor, clean: Tensor, f0: Tensor, periodicity: Tensor, teacher: Tensor,
-                warp: float = 0.0, eq_db: float = 0.0) -> dict[str, Tensor]:  # fmt: skip
+                warp: float = 0.0, eq_db: float = 0.0, only_pitch: bool = False) -> dict[str, Tensor]:  # fmt: skip
         """`wave` may be noisy; `clean` is what expression must rebuild. Returns losses and accuracies."""
+        if only_pitch:
+            return self.pitch_losses(wave, f0, periodicity)
         enc, d = self.encoder, self.encoder.config.lookahead
         mel, _ = enc.spectra(wave)
         target, _ = enc.spectra(clean)
@@ -79,19 +99,11 @@ class UnitsTrainer(nn.Module):
             return ((self.out(y).float() - target[:, :-d]).abs() * mask).sum() / mask.sum().clamp_min(1) / 80
 
         recon = rebuilt(values)
-        pitch = enc.pitch.logits(wave)[0][:, d:].float()
-        voiced = periodicity[:, :-d]
-        nll = -(encode_pitch(f0[:, :-d]) * F.log_softmax(pitch[..., :BINS], -1)).sum(-1)
-        pitch_loss = (nll * voiced).sum() / voiced.sum().clamp_min(1.0)
-        voicing_loss = F.binary_cross_entropy_with_logits(pitch[..., BINS], voiced)
         with torch.no_grad():
             hit = (unit == label)[known].float().mean() if known.any() else ce * 0
-            both = voiced > VOICED
-            cents = 1200 * torch.log2(decode_pitch(pitch[..., :BINS]) / f0[:, :-d])[both].abs()
-            agree = ((pitch[..., BINS] > 0) == both).float().mean()
             without = rebuilt(torch.zeros_like(values)) if not self.training else recon
-        return {"content": ce, "recon": recon, "pitch": pitch_loss, "voicing": voicing_loss, "hit": hit,
-                "gross_pitch": (cents > 50).float().mean(), "voicing_hit": agree, "recon_without": without}  # fmt: skip
+        return {"content": ce, "recon": recon, "hit": hit, "recon_without": without,
+                **self.pitch_losses(wave, f0, periodicity)}  # fmt: skip
 
 
 class UnitsTask:
@@ -103,6 +115,14 @@ class UnitsTask:
         self.crops = Crops(self.pack, "train", config.crop_frames, config.boost)
         torch.manual_seed(config.train.seed)
         self.model: nn.Module = UnitsTrainer(config.model)
+        if config.start_from:
+            start = UnitEncoder.from_pretrained(config.start_from)
+            if start.config != config.model:
+                raise ConfigError(f"{config.start_from}: its config differs from model: {start.config}")
+            self.model.encoder.load_state_dict(start.state_dict())
+        if config.only_pitch:
+            self.model.requires_grad_(False)
+            self.model.encoder.pitch.requires_grad_(True)  # type: ignore[operator,union-attr]
 
     def batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
         items = [self.crops.draw(rng) for _ in range(self.config.batch_size)]
@@ -117,14 +137,16 @@ class UnitsTask:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
-        out = model(**batch, warp=c.warp, eq_db=c.eq_db)
-        total = out["content"] + c.expression_weight * out["recon"] + 0.5 * out["pitch"] + out["voicing"]
+        out = model(**batch, warp=c.warp, eq_db=c.eq_db, only_pitch=c.only_pitch)
+        total = 0.5 * out["pitch"] + out["voicing"]
+        if not c.only_pitch:
+            total = total + out["content"] + c.expression_weight * out["recon"]
         return total, out
 
     def validate(self) -> dict[str, float]:
         clips = self.pack.split("valid") or self.pack.split("train")
         rows: dict[str, list[dict[str, float]]] = {"speech": [], "vocal": []}
-        for clip in clips[:: max(1, len(clips) // self.config.valid_clips)]:
+        for clip in clips[:: max(1, len(clips) // self.config.valid_clips)][: self.config.valid_clips]:
             item = self.crops.cut(clip, 0, min(clip["frames"], 500))
             batch = collate([{**item, "clean": item["wave"]}])
             device = next(self.model.parameters()).device
@@ -132,7 +154,7 @@ class UnitsTask:
             kind = "speech" if clip.get("vocalisation", "none") == "none" else "vocal"
             rows[kind].append({k: float(v) for k, v in out.items()})
         return {f"{kind}/{k}": float(np.nanmean([r[k] for r in rs])) for kind, rs in rows.items() if rs
-                for k in ("hit", "recon", "recon_without", "gross_pitch", "voicing_hit")}  # fmt: skip
+                for k in ("hit", "recon", "recon_without", "gross_pitch", "octave_pitch", "voicing_hit")}  # fmt: skip
 
     def export(self, folder: Path) -> None:
         encoder = self.model.encoder

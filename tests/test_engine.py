@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vivavoce
-from vivavoce.changer import Changer
+from vivavoce.changer import PROMPT_FRAMES, Changer
 from vivavoce.core.errors import AudioError, CheckpointError, ConfigError, VivavoceError
 from vivavoce.engine import Settings
 from vivavoce.lm import LMConfig, LMState, Source, VoiceLM
@@ -390,7 +390,7 @@ def test_voice_round_trip(changer: Changer, tmp_path: Path) -> None:
 def test_enrolling_picks_the_loud_part(changer: Changer) -> None:
     x = torch.cat((torch.zeros(RATE), 0.05 * tiny.voiced(6.0), tiny.voiced(4.0, seed=1), torch.zeros(5 * RATE)))
     voice = changer.enroll(x, RATE)
-    assert voice.frames == 200
+    assert voice.frames == PROMPT_FRAMES
     level = voice.source().level
     assert float(level.mean()) > -30.0
 

@@ -18,27 +18,33 @@ F_MIN, BINS_PER_OCTAVE, BINS = 50.0, 24, 108  # 50 Hz to 1.1 kHz: sobs creak, la
 
 
 class LagFeatures(nn.Module):
-    """Autocorrelation of a 64 ms window, normalised, sampled at log-spaced lags: [B, T, 1024] -> [B, T, BINS].
+    """Autocorrelation of a 64 ms window, normalised, in log-spaced lag bins: [B, T, 1024] -> [B, T, BINS].
 
-    The spectrum is zero-padded fourfold before the inverse transform, so that short lags are resolved.
+    A bin holds the maximum between the midpoints to its neighbours: at low pitch the bins are wider than
+    the peak of a bright voice. The spectrum is zero-padded fourfold before the inverse transform, so that
+    short lags are resolved; between those points the correlation is interpolated.
     """
+
+    POINTS = 12  # a bin; they overlap at high pitch and leave no gap wider than 3/4 sample at 50 Hz
 
     def __init__(self, sample_rate: int, window: int = 1024, over: int = 4) -> None:
         super().__init__()
         self.n, self.over = 2 * window, over
         self.register_buffer("hann", torch.hann_window(window), persistent=False)
-        f = F_MIN * 2.0 ** (torch.arange(BINS, dtype=torch.float64) / BINS_PER_OCTAVE)
-        lags = sample_rate / f * over
+        inner = (torch.arange(self.POINTS, dtype=torch.float64) + 0.5) / self.POINTS - 0.5
+        place = torch.arange(BINS, dtype=torch.float64)[:, None] + inner
+        lags = sample_rate / (F_MIN * 2.0 ** (place / BINS_PER_OCTAVE)) * over  # [BINS, POINTS]
         low = lags.floor().long()
-        self.register_buffer("low", low, persistent=False)
-        self.register_buffer("frac", (lags - low).float(), persistent=False)
+        self.last = int(low.max()) + 2
+        self.register_buffer("low", low.reshape(-1), persistent=False)
+        self.register_buffer("frac", (lags - low).float().reshape(-1), persistent=False)
         own = self._correlate(torch.ones(1, window) * self.hann)[0]
         self.register_buffer("bias", (own / own[0]).clamp_min(0.05), persistent=False)
 
     def _correlate(self, x: Tensor) -> Tensor:
         power = torch.fft.rfft(x, n=self.n).abs().square()
         pad = self.n * self.over // 2 + 1 - power.shape[-1]
-        return torch.fft.irfft(F.pad(power, (0, pad)), n=self.n * self.over)[..., : int(self.low[0]) + 2]
+        return torch.fft.irfft(F.pad(power, (0, pad)), n=self.n * self.over)[..., : self.last]
 
     @torch.autocast("cpu", enabled=False)
     @torch.autocast("cuda", enabled=False)
@@ -46,7 +52,8 @@ class LagFeatures(nn.Module):
         x = frames - frames.mean(-1, keepdim=True)
         r = self._correlate(x * self.hann)
         r = r / (r[..., :1] + 1e-6) / self.bias
-        return (r[..., self.low] * (1 - self.frac) + r[..., self.low + 1] * self.frac).clamp(-1.0, 1.5)
+        points = r[..., self.low] * (1 - self.frac) + r[..., self.low + 1] * self.frac
+        return points.unflatten(-1, (BINS, self.POINTS)).amax(-1).clamp(-1.0, 1.5)
 
 
 class PitchTracker(nn.Module):

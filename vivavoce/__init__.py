@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -28,6 +29,12 @@ _HOMES = {
     "Stream": "vivavoce.stream",
     "Voice": "vivavoce.voice",
 }
+
+# In a checkout's own folder, `python -m vivavoce` finds this file before the installed package, and the rooms lie
+# beside it, not in it.
+_checkout = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if os.path.isfile(os.path.join(_checkout, "pyproject.toml")):
+    __path__.append(_checkout)
 
 
 def __getattr__(name: str) -> Any:

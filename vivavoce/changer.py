@@ -19,7 +19,7 @@ from vivavoce.core.errors import AudioError, CheckpointError, VivavoceError
 from vivavoce.core.resample import resample
 from vivavoce.engine import Engine, Settings
 from vivavoce.lm import VoiceLM
-from vivavoce.stream import Stream
+from vivavoce.stream import Stream, limit
 from vivavoce.units import UnitEncoder, prosody
 from vivavoce.voice import Voice
 
@@ -145,6 +145,14 @@ class Changer:
         best = _loudest(level[keep], PROMPT_FRAMES)
         return Voice(name or Path(label).stem, content[best], expression[best], units[best], codes[best],
                      prosody.mean_register(f0, periodicity), self.tokeniser, licence, consent, note)  # fmt: skip
+
+    @torch.inference_mode()
+    def preview(self, voice: str | Path | Voice) -> tuple[Tensor, int]:
+        """How a voice sounds: its prompt through the codec, samples [n] and their rate in Hz."""
+        found = self.voice(voice)
+        s = found.source()
+        y, _ = self.codec.decode(found.codes[None].long(), s.f0, s.periodicity, s.level)
+        return limit(y[0, self.codec.config.hop :]), self.codec.config.sample_rate
 
     def stream(self, voice: str | Path | Voice, rate: int = 16000, settings: Settings | None = None) -> Stream:
         """Open a live conversion; many streams may share one changer.

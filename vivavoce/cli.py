@@ -13,7 +13,7 @@ from typing import Any
 from vivavoce import __version__
 from vivavoce.core.errors import ConfigError, VivavoceError
 
-TRAINING_PACKAGES = {"accelerate", "datasets", "pyarrow", "tensorboard", "swift_f0"}
+TRAINING_PACKAGES = {"accelerate", "datasets", "pyarrow", "sklearn", "swift_f0", "tensorboard"}
 RECIPES = {  # stage -> module of vivavoce.recipes, its config, its function
     "codec": ("train_codec", "CodecRecipe", "run"),
     "units": ("train_units", "UnitsRecipe", "run"),
@@ -49,8 +49,8 @@ examples:
                       vivavoce convert - --rate 48000 -o film.wav --voice someone.wav
 """
 ENROLL = """\
-A voice file holds units and codes of at most 4 s of the recording, its mean pitch, and the words given here; it
-is no recording, but it does carry the voice: ask the speaker, and write down that you did.
+A voice file holds units and codes of the loudest few seconds, the mean pitch, and the words given here. It is no
+recording, but it does carry the voice: ask the speaker, and write down that you did.
 
 examples:
   vivavoce enroll someone.wav -o someone.voice
