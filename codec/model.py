@@ -53,6 +53,7 @@ class Codec(PretrainedModule):
 
     model_type: ClassVar[str] = "vivavoce-codec"
     Config: ClassVar[type] = CodecConfig
+    window: Tensor
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -125,9 +126,8 @@ class Codec(PretrainedModule):
         noisy = gain * torch.exp(log_n.clamp(-12, 6))
         pulses, noise, source = self.source(f0, seed, source)
         both = torch.stack((pulses, noise), dim=1)  # [B, 2, T * hop]
-        b, t = f0.shape
         frames, tail = self.framing(both.flatten(0, 1), tail)
-        spectra = torch.fft.rfft(frames * self.window).unflatten(0, (b, 2))
+        spectra = torch.fft.rfft(frames * self.window).unflatten(0, (f0.shape[0], 2))
         frames = torch.fft.irfft(spectra[:, 0] * harmonic + spectra[:, 1] * noisy, n=2 * self.config.hop)
         wave, overlap = self.overlap(frames * self.window, overlap)
         return wave, (decoder, source, tail, overlap)

@@ -18,6 +18,8 @@ class Excitation(nn.Module):
     form of the Dirichlet kernel, scaled to unit power: (sin((H + 1/2) x) / (2 sin(x / 2)) - 1/2) * sqrt(2 / H).
     """
 
+    ramp: Tensor
+
     def __init__(self, sample_rate: int, hop: int) -> None:
         super().__init__()
         self.sample_rate, self.hop = sample_rate, hop

@@ -180,7 +180,10 @@ class AudioWriter:
             failure = failure or e
         failure = failure or self._sink.error
         try:
-            self._stack.__exit__(failure and type(failure), failure, failure and failure.__traceback__)
+            if failure is None:
+                self._stack.close()
+            else:
+                self._stack.__exit__(type(failure), failure, failure.__traceback__)
         except OSError as e:
             failure = failure or e
         if value is None and failure is not None:

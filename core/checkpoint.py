@@ -121,7 +121,7 @@ class PretrainedModule(nn.Module):
                 f"{folder}: format version {head.get('format_version')}, this release reads {FORMAT_VERSION}"
             )
         try:
-            config = from_dict(cls.Config, head.get("config", {}), str(folder / "config.json"))
+            config: Any = from_dict(cls.Config, head.get("config", {}), str(folder / "config.json"))
         except ConfigError as e:
             raise CheckpointError(str(e)) from None
         try:

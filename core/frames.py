@@ -56,6 +56,9 @@ class LogMel(nn.Module):
         level: frame level in dB re full scale, [B, T], floored at -100 dB.
     """
 
+    hann: Tensor
+    bank: Tensor
+
     def __init__(self, sample_rate: int, window: int, n_mels: int, f_min: float = 40.0) -> None:
         super().__init__()
         self.register_buffer("hann", torch.hann_window(window), persistent=False)

@@ -29,6 +29,8 @@ class Resampler(nn.Module):
         AudioError: a rate outside 1 kHz to 768 kHz.
     """
 
+    taps: Tensor
+
     def __init__(self, rate_in: int, rate_out: int) -> None:
         super().__init__()
         for rate in (rate_in, rate_out):
@@ -38,44 +40,44 @@ class Resampler(nn.Module):
         self.rate_in, self.rate_out = rate_in, rate_out
         self.up, self.down = rate_out // g, rate_in // g
         cutoff = min(1.0, self.up / self.down) * 0.96  # of the input's Nyquist frequency
-        self.half = math.ceil(ZERO_CROSSINGS / cutoff) if self.up != self.down else 0
+        self.reach = math.ceil(ZERO_CROSSINGS / cutoff) if self.up != self.down else 0
         # taps[p, j]: weight of input (base - half + 1 + j) for an output at phase p / up after `base`
-        j = np.arange(2 * self.half) - self.half + 1
+        j = np.arange(2 * self.reach) - self.reach + 1
         t = j[None, :] - (np.arange(self.up) / self.up)[:, None]
-        w = np.i0(KAISER_BETA * np.sqrt(np.clip(1 - (t / max(self.half, 1)) ** 2, 0, None)))
+        w = np.i0(KAISER_BETA * np.sqrt(np.clip(1 - (t / max(self.reach, 1)) ** 2, 0, None)))
         taps = cutoff * np.sinc(cutoff * t) * w / np.i0(KAISER_BETA)
-        taps /= taps.sum(axis=1, keepdims=True) if self.half else 1.0
+        taps /= taps.sum(axis=1, keepdims=True) if self.reach else 1.0
         self.register_buffer("taps", torch.from_numpy(taps).float(), persistent=False)
 
     @property
     def lookahead(self) -> int:
         """Input samples that must follow an output sample before it can be computed."""
-        return self.half
+        return self.reach
 
     def forward(self, x: Tensor, state: tuple | None = None, last: bool = False) -> tuple[Tensor, tuple]:
         """x: [B, samples]. State: (kept input [B, n], start of it, samples in, samples out)."""
         if self.up == self.down:
             return x, state or ()
         if state is None:
-            state = (x.new_zeros(x.shape[0], self.half), -self.half, 0, 0)
+            state = (x.new_zeros(x.shape[0], self.reach), -self.reach, 0, 0)
         kept, start, n_in, n_out = state
         n_in += x.shape[1]
         kept = torch.cat((kept, x), dim=1)
         if last:
             end = -(-n_in * self.up // self.down)
-            kept = torch.cat((kept, x.new_zeros(x.shape[0], self.half + 1)), dim=1)
+            kept = torch.cat((kept, x.new_zeros(x.shape[0], self.reach + 1)), dim=1)
         else:  # base(n) + half <= last input index
-            end = max(n_out, ((n_in - self.half) * self.up - 1) // self.down + 1)
-        pieces, block = [], max(1, BLOCK // self.half)
+            end = max(n_out, ((n_in - self.reach) * self.up - 1) // self.down + 1)
+        pieces, block = [], max(1, BLOCK // self.reach)
         while n_out < end:  # bounded blocks keep the gathered matrix small
             n = np.arange(n_out, min(end, n_out + block), dtype=np.int64) * self.down
             base, phase = n // self.up, n % self.up
-            first = torch.from_numpy(base - self.half + 1 - start)
-            rows = kept.unfold(1, 2 * self.half, 1)[:, first]
+            first = torch.from_numpy(base - self.reach + 1 - start)
+            rows = kept.unfold(1, 2 * self.reach, 1)[:, first]
             pieces.append((rows * self.taps[torch.from_numpy(phase)]).sum(-1))
             n_out += len(n)
         y = torch.cat(pieces, dim=1) if pieces else x.new_zeros(x.shape[0], 0)
-        keep_from = min(max(n_out * self.down // self.up - self.half, start), start + kept.shape[1])
+        keep_from = min(max(n_out * self.down // self.up - self.reach, start), start + kept.shape[1])
         return y, (kept[:, keep_from - start :], keep_from, n_in, n_out)
 
 

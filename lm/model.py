@@ -64,7 +64,9 @@ class LMState(NamedTuple):
 
     def clone(self) -> LMState:
         """A deep copy: a snapshot, or the fork of a stream."""
-        return LMState(*(x.clone() for x in self[:5]), tuple(s.clone() for s in self.stem))
+        keys, values, frame, codes, voice, stem = self
+        return LMState(keys.clone(), values.clone(), frame.clone(), codes.clone(), voice.clone(),
+                       tuple(s.clone() for s in stem))  # fmt: skip
 
 
 class VoiceLM(PretrainedModule):
@@ -72,6 +74,9 @@ class VoiceLM(PretrainedModule):
 
     model_type: ClassVar[str] = "vivavoce-lm"
     Config: ClassVar[type] = LMConfig
+
+    expression_half: Tensor
+    slopes: Tensor
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
@@ -100,8 +105,8 @@ class VoiceLM(PretrainedModule):
         for table, head, vectors in zip(self.codes, self.depth, codebooks):
             v = (vectors - vectors.mean(0)) / vectors.std()
             project = torch.randn(2, v.shape[1], self.config.dim) / v.shape[1] ** 0.5
-            table.weight.copy_(0.3 * v @ project[0])
-            head.out.weight.copy_(v @ project[1] / self.config.dim**0.5 / 4)  # type: ignore[union-attr]
+            table.weight.copy_(0.3 * v @ project[0])  # type: ignore[operator]
+            head.out.weight.copy_(v @ project[1] / self.config.dim**0.5 / 4)  # type: ignore[union-attr, operator]
 
     # ---- shared by training and streaming -----------------------------------------------------------
 

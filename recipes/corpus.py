@@ -100,7 +100,7 @@ def scan(corpus: str | Path) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=8)
 def _tar_index(path: str) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
-    tar = tarfile.open(path)
+    tar = tarfile.open(path)  # noqa: SIM115
     return tar, {m.name.removeprefix("./"): m for m in tar.getmembers()}
 
 
@@ -279,7 +279,7 @@ class Pack:
         """Raises CorpusError when the pack is missing, unfinished or of another format."""
         self.folder = Path(folder)
         if not (self.folder / "pack.json").is_file():
-            raise CorpusError(f"{folder}: not a finished pack; make one with `vivavoce train prepare`")
+            raise CorpusError(f"{folder}: not a finished pack; make one with `vivavoce prepare`")
         head = read_json(self.folder / "pack.json")
         if (head.get("format"), head.get("sample_rate"), head.get("hop")) != (PACK_FORMAT, RATE, HOP):
             raise CorpusError(f"{folder}: pack of another format or sample rate ({head}); prepare it again")

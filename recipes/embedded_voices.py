@@ -84,4 +84,4 @@ def make_embedded(model: Path, pack_folder: Path, source: str = "librispeech", s
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    make_embedded(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:4])
+    make_embedded(Path(sys.argv[1]), Path(sys.argv[2]), (*sys.argv[3:4], "librispeech")[0])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 def warp_mel(mel: Tensor, factor: Tensor, sample_rate: int = 16000, f_min: float = 40.0) -> Tensor:
     """Stretch the frequency axis of log-mel [B, T, M] by `factor` [B] (1.1: formants 10 % up)."""
-    b, _, m = mel.shape
+    m = mel.shape[-1]
     top = 2595.0 * torch.log10(torch.tensor(1.0 + sample_rate / 2 / 700.0))
     low = 2595.0 * torch.log10(torch.tensor(1.0 + f_min / 700.0))
     step = (top - low) / (m + 1)

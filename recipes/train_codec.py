@@ -64,13 +64,13 @@ class CodecTask:
             x = torch.from_numpy(self.pack.waveform(clip["offset"], clip["frames"]))[None]
             f0, per = clean_pitch(self.pack.pitch[clip["offset"] : clip["offset"] + clip["frames"]])
             device = next(model.parameters()).device
-            pitch = [torch.from_numpy(a.astype(np.float32))[None].to(device) for a in (f0, per)]
+            hz, voiced = (torch.from_numpy(a.astype(np.float32))[None].to(device) for a in (f0, per))
             (codes, level), _ = model.encode(x.to(device))
             row = {}
             for k in sorted({2, 4, codes.shape[-1]}):
                 if k > codes.shape[-1]:
                     continue
-                y, _ = model.decode(codes[..., :k], *pitch, level)
+                y, _ = model.decode(codes[..., :k], hz, voiced, level)
                 row[f"mel_db_{k}"] = mel_distance(y[:, 320:].cpu(), x[:, :-320])
             row["f0_corr"] = pitch_correlation(y[0, 320:].cpu().numpy(), f0[:-1], per[:-1])
             totals.append(row)

@@ -199,7 +199,8 @@ class LMTask:
 
     def validate(self) -> dict[str, float]:
         device = next(self.model.parameters()).device
-        own, wrong = [], []
+        own: list[dict[str, Tensor]] = []
+        wrong: list[dict[str, Tensor]] = []
         for i in range(self.config.valid_batches):
             rng = np.random.Generator(np.random.Philox(key=1234, counter=[0, 0, 0, i]))
             b = {k: v.to(device) for k, v in self._draw(self.valid, rng, training=False).items()}
@@ -230,11 +231,13 @@ class LMTask:
                 continue
             n = min(seqs.split.clips[a]["frames"], 250)
             own = self._tensors(seqs.arrays(seqs.split.offsets[a] + np.arange(n)), device)
-            there = self._tensors(seqs.arrays(seqs.prompt(rng, [b], np.zeros(0), max(self.config.prompt_frames))), device)
+            prompt = seqs.prompt(rng, [b], np.zeros(0), max(self.config.prompt_frames))
+            there = self._tensors(seqs.arrays(prompt), device)
             moved = as_source(own, 0.0, _register(there) - _register(own))
             codes, _ = self.model.generate(moved, self.model.start(as_source(there), there["codes"]), 0, 0.5)
-            heard = [codec.decode(codes, moved.f0, moved.periodicity, moved.level)[0],
-                     *(codec.decode(x["codes"], *prosody.dequantise(x["prosody"]))[0] for x in (there, own))]  # fmt: skip
+            heard = [codec.decode(codes, moved.f0, moved.periodicity, moved.level)[0]]
+            for x in (there, own):
+                heard.append(codec.decode(x["codes"], *prosody.dequantise(x["prosody"]))[0])
             y, target, source = (judge.analyse(w[0].cpu().numpy()) for w in heard)
             rows.append((y @ target, y @ target - y @ source))
         similarity, margin = np.mean(rows, axis=0) if rows else (float("nan"), float("nan"))

@@ -415,8 +415,8 @@ def test_state_stays_bounded_and_an_hour_sounds_like_a_second(a: int, b: int) ->
         assert torch.equal(y, z)
     for _ in range(100):
         _, state = r(x[:, :100], state)
-        assert state[0].shape[1] <= 2 * r.half + 2
-        assert state[0].untyped_storage().nbytes() < 4 * (100 + 4 * r.half + 4000)  # no view of all that was
+        assert state[0].shape[1] <= 2 * r.lookahead + 2
+        assert state[0].untyped_storage().nbytes() < 4 * (100 + 4 * r.lookahead + 4000)  # no view of all that was
 
 
 def test_resampling_is_fast() -> None:

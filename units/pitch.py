@@ -27,6 +27,11 @@ class LagFeatures(nn.Module):
 
     POINTS = 12  # a bin; they overlap at high pitch and leave no gap wider than 3/4 sample at 50 Hz
 
+    hann: Tensor
+    low: Tensor
+    frac: Tensor
+    bias: Tensor
+
     def __init__(self, sample_rate: int, window: int = 1024, over: int = 4) -> None:
         super().__init__()
         self.n, self.over = 2 * window, over

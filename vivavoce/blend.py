@@ -15,7 +15,7 @@ from torch import Tensor
 from vivavoce.changer import Changer
 from vivavoce.core.errors import VivavoceError
 from vivavoce.engine import Settings
-from vivavoce.voice import Voice
+from vivavoce.voice import PARTS, Voice
 
 NOTE = "a blend of several speakers, spoken by the model; nobody's recording"
 
@@ -34,13 +34,9 @@ def blend(changer: Changer, voices: list[Voice], speech: Tensor, name: str, seed
     if len(voices) < 2:
         raise VivavoceError("a blend takes two voices or more")
     share = min(100, *(v.frames for v in voices))  # prompts longer than trained with do not help
-    parts: dict[str, list[Tensor]] = {k: [] for k in ("content", "expression", "prosody", "codes")}
-    for v in voices:
-        for key, tensors in parts.items():
-            tensors.append(getattr(v, key)[:share])
+    content, expression, units, codes = (torch.cat([getattr(v, part)[:share] for v in voices]) for part in PARTS)
     register = math.exp(sum(math.log(v.register) for v in voices) / len(voices))
-    mixed = Voice(name, **{k: torch.cat(t) for k, t in parts.items()}, register=register,
-                  tokeniser=changer.tokeniser)  # fmt: skip
+    mixed = Voice(name, content, expression, units, codes, register, changer.tokeniser)
     rate = changer.codec.config.sample_rate
     spoken, _ = changer.convert(speech, mixed, rate, Settings(seed=seed, temperature=0.4))
     return changer.enroll(spoken, rate, name, licence=licence, note=note)
