@@ -1,6 +1,6 @@
 # `make demo` converts the shipped samples; `make test` checks everything. Each makes its own environment in .venv
-# first. PYTHON chooses the interpreter (3.10 or newer). On Linux, pip's default PyTorch brings CUDA along (3 GB); for
-# the small CPU build: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+# first. PYTHON chooses the interpreter (3.10 or newer). On Linux, pip's default PyTorch brings CUDA along (3 GB); pip's
+# own PIP_EXTRA_INDEX_URL can point at PyTorch's index of small CPU builds.
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 ROOMS := vivavoce core codec units lm recipes eval pretrained

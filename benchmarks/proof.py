@@ -39,7 +39,7 @@ GROUPS = {
 }
 ROWS = (("per", "phonemes wrong against source"), ("sim_target", "similarity to target"),
         ("sim_source", "similarity to source"), ("margin", "target minus source"),
-        ("f0_corr", "F0 correlation"), ("energy_corr", "energy correlation"), ("event_kept", "event kept"))  # fmt: skip
+        ("f0_corr", "F0 correlation"), ("energy_corr", "energy correlation"), ("event_kept", "vocal event kept"))  # fmt: skip
 
 
 def main() -> None:
@@ -98,15 +98,23 @@ def main() -> None:
               "cpu": platform.processor() or platform.machine(), "torch": torch.__version__,
               "n": {g: len(m) for g, m in chosen.items()}, "targets": len(voices)}  # fmt: skip
     (a.out / "proof.json").write_text(json.dumps(report, indent=2))
+    text = markdown(results, list(chosen), rungs)
+    (a.out / "proof.md").write_text(text, encoding="utf-8")
+    print(text)
+    print(f"real-time factor {report['real_time_factor']:.3f} on {a.threads} threads, {audio:.0f} s of audio")
+
+
+def markdown(results: dict, groups: list[str], rungs: list[str]) -> str:
+    """The table, each number with its 95 % interval and the clips that it rests on."""
+    lines = ["| measure | rung | " + " | ".join(groups) + " |", "|---|---|" + "---|" * len(groups)]
     for metric, title in ROWS:
-        print(f"\n{title} | " + " | ".join(chosen))
         for rung in rungs:
             cells = []
-            for g in chosen:
-                v = results[rung][g].get(metric)
-                cells.append(f"{v['mean']:.3f} (n {v['n']})" if v and v["n"] else "-")
-            print(f"{rung} | " + " | ".join(cells))
-    print(f"\nreal-time factor {report['real_time_factor']:.3f} on {a.threads} threads, {audio:.0f} s of audio")
+            for g in groups:
+                v = results[rung][g].get(metric) or {"n": 0}
+                cells.append(f"{v['mean']:.2f} [{v['low']:.2f}, {v['high']:.2f}] n {v['n']}" if v["n"] else "-")
+            lines.append(f"| {title} | {rung} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def choose(clips: list[dict], most: int) -> dict[str, list[dict]]:

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{row['id']:34}" + "".join(f"{v:13.2f}" if v == v else f"{'-':>13}" for v in cells))
     print(
         f"\n{audio:.1f} s of audio in {spent:.1f} s: real-time factor {spent / audio:.2f}.\n"
-        "To target, to source: cosine of a speaker judge; margin, their difference, is above 0 when the voice changed.\n"
+        "To target, to source: cosine of a speaker judge; margin: their difference, above 0 when the voice changed.\n"
         f"Files, spectrograms (.png) and every number (clips.csv, summary.json): {a.out.resolve()}"
     )
     return 0 if all(row["margin"] > 0 for row in measured.rows if row["margin"] == row["margin"]) else 1
