@@ -39,7 +39,8 @@ GROUPS = {
 }
 ROWS = (("per", "phonemes wrong against source"), ("sim_target", "similarity to target"),
         ("sim_source", "similarity to source"), ("margin", "target minus source"),
-        ("f0_corr", "F0 correlation"), ("energy_corr", "energy correlation"), ("event_kept", "vocal event kept"))  # fmt: skip
+        ("f0_corr", "F0 correlation"), ("energy_corr", "energy correlation"),
+        ("event_kept", "vocal event kept"))  # fmt: skip
 
 
 def main() -> None:

@@ -232,12 +232,13 @@ class VoiceLM(PretrainedModule):
         h = self.norm(x)
         codes: list[Tensor] = []
         known = None
+        if temperature > 0:
+            book = torch.arange(c.n_codebooks, device=x.device)[:, None]
+            noise = rng.gumbel(seed, state.frame, book, torch.arange(c.codebook_size, device=x.device))
         for k, head in enumerate(self.depth):
             logits = head(h, known)[:, 0].float()
             if temperature > 0:
-                keys = (torch.tensor([n], device=x.device), torch.tensor([k], device=x.device),
-                        torch.arange(c.codebook_size, device=x.device))  # fmt: skip
-                logits = logits + temperature * rng.gumbel(seed, *keys)
+                logits = logits + temperature * noise[k]
             code = logits.argmax(-1)
             codes.append(code)
             e = self.codes[k](code)[:, None]

@@ -161,7 +161,9 @@ class LMTask:
         for _ in range(c.batch_size):
             used, here, there, begins = sequences.target(rng, delay)
             n, pad = len(here), (0, c.crop_frames - len(here))
-            ahead = sequences.arrays(np.pad(there, pad, "edge"), int(rng.integers(0, self.views + 1)))
+            # never the clip's own units in training: what they leak of the speaker would be copied at run time
+            view = int(rng.integers(1, self.views + 1)) if training and self.views else 0
+            ahead = sequences.arrays(np.pad(there, pad, "edge"), view)
             codes = sequences.arrays(np.pad(here, pad, "edge"))["codes"][:, : c.model.n_codebooks]
             prompt = sequences.arrays(sequences.prompt(rng, used, here, n_prompt))
             past = np.where(np.pad(begins, pad)[:, None], -1, np.concatenate((codes[:1], codes[:-1])))
