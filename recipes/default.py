@@ -1,4 +1,4 @@
-"""From a corpus to a model folder in one command: prepare, codec, units, tokenise, lm, assemble.
+"""From a corpus to a model folder in one command: prepare, codec, units, pitch, tokenise, lm, assemble.
 
 Stages that are finished with the same settings are skipped; the others go on where they stopped. Codec and
 units are put into the model folder as they ship (fp16) *before* tokenising, so that the language model
@@ -25,6 +25,7 @@ from vivavoce.recipes.trainer import TrainConfig
 from vivavoce.units import UnitEncoder
 
 HERE = Path(__file__).parent
+RECIPES: dict[str, Any] = {"codec": train_codec, "units": train_units, "pitch": train_units, "lm": train_lm}
 PARTS: dict[str, type[PretrainedModule]] = {"codec": Codec, "units": UnitEncoder, "lm": VoiceLM}
 
 
@@ -38,6 +39,7 @@ class DefaultRecipe:
     prepare: dict = field(default_factory=dict)  # see recipes.corpus.PrepareConfig
     codec: dict = field(default_factory=dict)  # recipes.train_codec.CodecRecipe
     units: dict = field(default_factory=dict)  # recipes.train_units.UnitsRecipe
+    pitch: dict = field(default_factory=dict)  # the same: its pitch tracker alone, further
     tokenise: dict = field(default_factory=dict)  # recipes.tokenise.TokeniseConfig
     lm: dict = field(default_factory=dict)  # recipes.train_lm.LMRecipe
 
@@ -61,6 +63,8 @@ def stages(recipe: DefaultRecipe) -> dict[str, Any]:
 
     codec = build("codec", train_codec.CodecRecipe, {"pack": pack, "train": {"out": str(out / "codec")}})
     units = build("units", train_units.UnitsRecipe, {"pack": pack, "train": {"out": str(out / "units")}})
+    further = {"pack": pack, "start_from": str(out / "units" / "export"), "only_pitch": True,
+               "model": to_dict(units.model), "train": {"out": str(out / "pitch")}}  # fmt: skip
     agreed = {
         "content_units": units.model.content_units,
         "expression_levels": units.model.expression_levels,
@@ -71,6 +75,7 @@ def stages(recipe: DefaultRecipe) -> dict[str, Any]:
         "prepare": build("prepare", corpus.PrepareConfig, {"corpus": recipe.corpus, "out": pack}),
         "codec": codec,
         "units": units,
+        "pitch": build("pitch", train_units.UnitsRecipe, further),
         "tokenise": build("tokenise", tokenise.TokeniseConfig, {"pack": pack, "out": tokens, **shipped}),
         "lm": build("lm", train_lm.LMRecipe, lm),
     }
@@ -112,10 +117,10 @@ def run(recipe: DefaultRecipe) -> Path:
         elif name == "tokenise":
             tokenise.run(config)
         else:
-            {"codec": train_codec, "units": train_units, "lm": train_lm}[name].run(config)
+            RECIPES[name].run(config)
             _check_complete(name, config.train)
             if main:
-                ship(name, Path(config.train.out) / "export", out / "model")
+                ship("units" if name == "pitch" else name, Path(config.train.out) / "export", out / "model")
         state.wait_for_everyone()
         finished[name] = to_dict(config)
         if main:

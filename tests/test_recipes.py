@@ -456,8 +456,8 @@ def test_yaml_of_every_recipe(name, cls, tmp_path):
     path = TOY.with_name(f"{name}.yaml")
     config = load_config(cls, path)
     if cls is default.DefaultRecipe:
-        assert list(default.stages(config)) == ["prepare", "codec", "units", "tokenise", "lm"]
-    assert "vivavoce t" in path.read_text().split("\n\n")[0]  # the header gives the command
+        assert list(default.stages(config)) == ["prepare", "codec", "units", "pitch", "tokenise", "lm"]
+    assert "#   vivavoce " in path.read_text().split("\n\n")[0]  # the header gives the command
     (tmp_path / "c.yaml").write_text(path.read_text() + "\nlearning_speed: 3\n")
     with pytest.raises(ConfigError, match="unknown key 'learning_speed'"):
         load_config(cls, tmp_path / "c.yaml")
