@@ -22,6 +22,8 @@ from vivavoce.core.checkpoint import PretrainedModule
 from vivavoce.core.layers import ConvNeXt
 from vivavoce.lm.transformer import Block, SwiGLU, slopes
 
+PLAUSIBLE = 6.0  # nats below the likeliest code within which guidance may choose
+
 
 @dataclass
 class LMConfig:
@@ -186,9 +188,19 @@ class VoiceLM(PretrainedModule):
     # ---- streaming ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def start(self, prompt: Source, codes: Tensor) -> LMState:
-        """Read a voice prompt (P frames, codes [B, P, K]) and open a stream."""
+    def start(self, prompt: Source, codes: Tensor, crowd: tuple[Source, Tensor] | None = None) -> LMState:
+        """Read a voice prompt (P frames, codes [B, P, K]) and open a stream.
+
+        Args:
+            crowd: a prompt of many voices, with its codes, that guidance leads away from. The state then
+                holds 2 B rows: the voice's and, after them, the crowd's. Both are cut to the shorter prompt.
+        """
         c = self.config
+        if crowd is not None:
+            p = min(codes.shape[1], crowd[1].shape[1])
+            prompt = Source(*(torch.cat((a[:, :p], b[:, :p])) for a, b in zip(prompt, crowd[0])))
+            k = c.n_codebooks
+            codes = torch.cat((codes[:, :p, :k], crowd[1][:, :p, :k]))
         x, voice = self.embed_prompt(prompt, codes[..., : c.n_codebooks])
         b, p, _ = x.shape
         shape = (c.layers, b, c.heads, p + c.context, c.dim // c.heads)
@@ -203,23 +215,30 @@ class VoiceLM(PretrainedModule):
 
     @torch.no_grad()
     def generate(
-        self, source: Source, state: LMState, seed: int = 0, temperature: float = 1.0, delay: int = 0
-    ) -> tuple[Tensor, LMState]:
+        self, source: Source, state: LMState, seed: int = 0, temperature: float = 1.0, delay: int = 0,
+        guidance: float = 0.0,
+    ) -> tuple[Tensor, LMState]:  # fmt: skip
         """Source units of T frames -> codes [B, T, K], state.
 
         Sampling noise is a function of (seed, frame, codebook, code) alone; `temperature=0` is greedy.
+        With a state that was started against a crowd, `guidance` g moves the log-probabilities by g times
+        their difference from the crowd's (classifier-free guidance, Ho & Salimans 2022, on the prompt).
         """
         out = []
         for t in range(source.content.shape[1]):
-            codes, state = self._step(Source(*(x[:, t : t + 1] for x in source)), state, seed, temperature, delay)
+            frame = Source(*(x[:, t : t + 1] for x in source))
+            codes, state = self._step(frame, state, seed, temperature, delay, guidance)
             out.append(codes)
-        empty = state.codes.new_zeros(state.codes.shape[0], 0, self.config.n_codebooks)
+        empty = state.codes.new_zeros(source.content.shape[0], 0, self.config.n_codebooks)
         return torch.stack(out, dim=1) if out else empty, state
 
     def _step(
-        self, s: Source, state: LMState, seed: int, temperature: float, delay: int
+        self, s: Source, state: LMState, seed: int, temperature: float, delay: int, guidance: float
     ) -> tuple[Tensor, LMState]:
-        c, n = self.config, int(state.frame)
+        c, n, rows = self.config, int(state.frame), s.content.shape[0]
+        guided = state.codes.shape[0] == 2 * rows  # the second half of the batch follows the crowd
+        if guided:
+            s = Source(*(torch.cat((x, x)) for x in s))
         x, stem = self.embed_source(s, state.stem)
         x = x + self.embed_codes(state.codes[:, None]) + state.voice + self.delay.weight[delay]
         x = x + self.segment.weight[2 if n == 0 else 1]
@@ -237,14 +256,23 @@ class VoiceLM(PretrainedModule):
             noise = rng.gumbel(seed, state.frame, book, torch.arange(c.codebook_size, device=x.device))
         for k, head in enumerate(self.depth):
             logits = head(h, known)[:, 0].float()
+            if guided:
+                logits = _guide(*torch.log_softmax(logits, dim=-1).split(rows), guidance)
             if temperature > 0:
                 logits = logits + temperature * noise[k]
             code = logits.argmax(-1)
+            code = torch.cat((code, code)) if guided else code
             codes.append(code)
             e = self.codes[k](code)[:, None]
             known = e if known is None else known + e
         out = torch.stack(codes, dim=-1)
-        return out, LMState(state.keys, state.values, state.frame + 1, out, state.voice, stem)
+        return out[:rows], LMState(state.keys, state.values, state.frame + 1, out, state.voice, stem)
+
+
+def _guide(voice: Tensor, crowd: Tensor, guidance: float) -> Tensor:
+    """Log-probabilities [B, V] led away from the crowd's, among codes that the voice finds likely at all."""
+    likely = voice > voice.amax(-1, keepdim=True) - PLAUSIBLE
+    return (voice + guidance * (voice - crowd)).masked_fill(~likely, float("-inf"))
 
 
 class DepthHead(nn.Module):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vivavoce.blend import blend
+from vivavoce.blend import blend, crowd
 from vivavoce.changer import Changer
 from vivavoce.core.errors import CorpusError
 from vivavoce.recipes.corpus import RATE, Pack
@@ -79,6 +79,7 @@ def make_embedded(model: Path, pack_folder: Path, source: str = "librispeech", s
             voice.save(model / "voices" / f"{name}.voice")
             made.append(voice)
             print(f"{name}: {voice.register:.0f} Hz, {voice.frames * 0.02:.1f} s, of {', '.join(v.name for v in pair)}")
+    crowd(made).save(model / "crowd.voice")
     return made
 
 

@@ -20,6 +20,15 @@ from vivavoce.voice import PARTS, Voice
 NOTE = "a blend of several speakers, spoken by the model; nobody's recording"
 
 
+def crowd(voices: list[Voice], frames: int = 150) -> Voice:
+    """A prompt of all `voices` in turn, `frames` frames in all: what an average voice looks like to the model."""
+    share = -(-frames // len(voices))
+    parts = {k: torch.cat([getattr(v, k)[:share] for v in voices])[:frames]
+             for k in ("content", "expression", "prosody", "codes")}  # fmt: skip
+    register = math.exp(sum(math.log(v.register) for v in voices) / len(voices))
+    return Voice("crowd", **parts, register=register, tokeniser=voices[0].tokeniser, note="not a voice to convert to")
+
+
 def blend(changer: Changer, voices: list[Voice], speech: Tensor, name: str, seed: int = 0,
           licence: str = "Apache-2.0", note: str = NOTE) -> Voice:  # fmt: skip
     """A new voice between `voices`.

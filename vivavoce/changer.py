@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from vivavoce.codec import Codec
+from vivavoce.core import int8
 from vivavoce.core.audio import BLOCK_SECONDS, mono_blocks, open_audio
 from vivavoce.core.checkpoint import FORMAT_VERSION, read_json, resolve_folder
-from vivavoce.core.errors import AudioError, CheckpointError, VivavoceError
+from vivavoce.core.errors import AudioError, CheckpointError, ConfigError, VivavoceError
 from vivavoce.core.resample import resample
 from vivavoce.engine import Engine, Settings
 from vivavoce.lm import VoiceLM
@@ -28,26 +29,42 @@ PROMPT_FRAMES = 150  # at most; 3 s, as in training
 SCAN_SECONDS = 60.0  # of a file, for its pitch register
 
 
-def load(model: str | Path | None = None) -> Changer:
+def load(model: str | Path | None = None, precision: str = "int8", threads: int | None = 1) -> Changer:
     """Load the embedded default, a model folder, or a hub id, on the CPU.
+
+    Args:
+        precision: of the linear layers in streams and conversion: "int8" (about 1.6 times as fast, see
+            docs/decisions.md) or "float32". Enrolling always runs in float32.
+        threads: given to torch.set_num_threads, for the whole process; None leaves it as it is. One frame's
+            matrices are too small to share: a second thread gains a tenth, and where other programs want
+            the cores, threads that wait for one another can be thirty times slower.
 
     Raises:
         CheckpointError: a missing or foreign file, named.
+        ConfigError: another precision.
     """
-    return Changer.from_pretrained(model)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return Changer.from_pretrained(model, precision)
 
 
 class Changer:
     """A voice changer: three models and the voices that came with them."""
 
     def __init__(self, codec: Codec, units: UnitEncoder, lm: VoiceLM, tokeniser: str,
-                 voices: dict[str, Voice] | None = None) -> None:  # fmt: skip
+                 voices: dict[str, Voice] | None = None, precision: str = "float32") -> None:  # fmt: skip
+        if precision not in ("int8", "float32"):
+            raise ConfigError(f"precision {precision!r}: use int8 or float32")
         self.codec, self.units, self.lm = codec.eval(), units.eval(), lm.eval()
+        quick = precision == "int8" and int8.available()
+        parts = (self.codec, self.units, self.lm)
+        self._live = tuple(int8.int8(m) for m in parts) if quick else parts
         self.tokeniser = tokeniser
         self.voices = voices or {}
+        self.crowd: Voice | None = None  # a prompt of many voices, which guidance leads away from
 
     @classmethod
-    def from_pretrained(cls, model: str | Path | None = None) -> Changer:
+    def from_pretrained(cls, model: str | Path | None = None, precision: str = "int8") -> Changer:
         """See `load`."""
         folder = model_folder(model)
         head = read_json(folder / "config.json")
@@ -65,10 +82,12 @@ class Changer:
         heard = (u.content_units, list(u.expression_levels)) == (m.content_units, list(m.expression_levels))
         if len(grid) > 1 or not heard or m.n_codebooks > c.n_codebooks or m.codebook_size != c.codebook_size:
             raise CheckpointError(f"{folder}: codec, units and lm do not belong together; fetch the folder anew")
-        changer = cls(codec, units, lm, fingerprint(folder))
+        changer = cls(codec, units, lm, fingerprint(folder), precision=precision)
         for path in sorted((folder / "voices").glob("*.voice")):
             voice = Voice.load(path)
             changer.voices[voice.name] = voice
+        if (folder / "crowd.voice").is_file():
+            changer.crowd = changer.voice(Voice.load(folder / "crowd.voice"))
         return changer
 
     def voice(self, name: str | Path | Voice) -> Voice:
@@ -163,7 +182,8 @@ class Changer:
         settings = settings or Settings()
         if not 0 <= settings.delay <= self.lm.config.max_delay:
             raise VivavoceError(f"delay {settings.delay}: this model takes 0 to {self.lm.config.max_delay}")
-        return Stream(Engine(self.codec, self.units, self.lm, self.voice(voice), settings), rate)
+        engine = Engine(*self._live, self.voice(voice), settings, self.crowd)
+        return Stream(engine, rate)
 
     def scan_register(self, path: str | Path) -> float:
         """Mean pitch in Hz of a recording's first minute."""

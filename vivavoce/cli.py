@@ -113,10 +113,12 @@ def parser() -> argparse.ArgumentParser:
                    help="audio file or folder; default <stem>.<voice>.wav beside the source, stdout for -")  # fmt: skip
     c.add_argument("--voice", required=True, metavar="VOICE", help="embedded name, .voice file or recording")
     c.add_argument("--seed", type=int, default=0, help="of all randomness (default 0)")
+    c.add_argument("--guidance", type=float, metavar="G",
+                   help="0 to 5: more likeness to the voice, less clear words (default: 1.5)")
     c.add_argument("--temperature", type=float, metavar="T",
                    help="of sampling; 0 always takes the likeliest (default: as tuned)")  # fmt: skip
-    c.add_argument("--delay", type=int, default=0, metavar="FRAMES",
-                   help="let the model look this many frames of 20 ms further ahead (default 0)")  # fmt: skip
+    c.add_argument("--delay", type=int, default=1, metavar="FRAMES",
+                   help="let the model look this many frames of 20 ms further ahead (default 1)")  # fmt: skip
     c.add_argument("--transpose", type=float, default=0.0, metavar="SEMITONES",
                    help="shift the output's pitch from the target's register (default 0)")  # fmt: skip
     c.add_argument("--chunk", type=duration, metavar="40ms",
@@ -211,11 +213,10 @@ def convert(args: argparse.Namespace) -> int:
     from vivavoce.convert import Job, convert_path, convert_pcm
     from vivavoce.engine import Settings
 
-    torch.set_num_threads(args.threads)
     pitch = args.source_pitch if isinstance(args.source_pitch, float) else None
-    given = {} if args.temperature is None else {"temperature": args.temperature}
+    given = {k: v for k in ("temperature", "guidance") if (v := getattr(args, k)) is not None}
     settings = Settings(args.seed, delay=args.delay, transpose=args.transpose, source_register=pitch, **given)
-    changer = load(args.model)
+    changer = load(args.model, threads=args.threads)
     voice = changer.voice(args.voice)
     keep = () if args.voice in changer.voices else (Path(args.voice),)
     seconds = args.chunk or (0.04 if raw else 1.0)

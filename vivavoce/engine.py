@@ -32,6 +32,8 @@ class Settings:
     Attributes:
         seed: of sampling and of the codec's noise.
         temperature: of sampling; 0 is greedy.
+        guidance: how hard to lead away from an average voice, 0 to 5: more likeness, fewer clear phonemes.
+            Needs a model that came with a crowd prompt; ignored by others.
         delay: extra look-ahead of the language model in frames of 20 ms.
         transpose: semitones added to the output's pitch.
         source_register: the source's mean pitch in Hz where it is known beforehand; else it is learnt
@@ -42,8 +44,9 @@ class Settings:
     """
 
     seed: int = 0
-    temperature: float = 0.5
-    delay: int = 0
+    temperature: float = 0.4
+    guidance: float = 1.5
+    delay: int = 1
     transpose: float = 0.0
     source_register: float | None = None
 
@@ -52,6 +55,7 @@ class Settings:
         for name, value, low, high in (
             ("seed", self.seed, -(2**63), 2**63 - 1),  # the counter-based generator mixes int64
             ("temperature", self.temperature, 0, 10),
+            ("guidance", self.guidance, 0, 5),
             ("delay", self.delay, 0, 1000),
             ("transpose", self.transpose, -48, 48),
             ("source_register", register, 20, 2000),
@@ -77,8 +81,9 @@ class Engine:
     """units -> lm -> codec for one voice; holds no state of its own."""
 
     def __init__(self, codec: Codec, units: UnitEncoder, lm: VoiceLM, voice: Voice,
-                 settings: Settings) -> None:  # fmt: skip
+                 settings: Settings, crowd: Voice | None = None) -> None:  # fmt: skip
         self.codec, self.units, self.lm, self.voice, self.settings = codec, units, lm, voice, settings
+        self.crowd = crowd if settings.guidance > 0 else None
         self.hop = codec.config.hop
         self.register = Register(settings.source_register)
         self.lookahead = units.config.lookahead
@@ -92,7 +97,8 @@ class Engine:
     @torch.inference_mode()
     def start(self) -> EngineState:
         """A fresh stream: the voice prompt is read here."""
-        lm = self.lm.start(self.voice.source(), self.voice.codes[None].long())
+        crowd = self.crowd and (self.crowd.source(), self.crowd.codes[None].long())
+        lm = self.lm.start(self.voice.source(), self.voice.codes[None].long(), crowd)
         return EngineState(0, None, None, (), None, (), lm, None)
 
     @torch.inference_mode()
@@ -120,7 +126,7 @@ class Engine:
         s = s._replace(register=register, queue=_last(queue, cfg.delay))
         if len(queue) <= cfg.delay:
             return torch.zeros_like(x), s
-        codes, lm = self.lm.generate(now, s.lm, cfg.seed, cfg.temperature, cfg.delay)
+        codes, lm = self.lm.generate(now, s.lm, cfg.seed, cfg.temperature, cfg.delay, cfg.guidance)
         due = queue[0]
         y, codec = self.codec.decode(codes, due.f0, due.periodicity, due.level, s.codec, cfg.seed)
         return y, s._replace(lm=lm, codec=codec)
