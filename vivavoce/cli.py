@@ -207,7 +207,6 @@ def convert(args: argparse.Namespace) -> int:
     if raw and (sys.stdin.isatty() or (args.out in (None, "-") and sys.stdout.isatty())):
         raise VivavoceError("raw PCM does not go with a terminal; pipe it in and out, or name a file with -o")
 
-    import torch
 
     from vivavoce.changer import load
     from vivavoce.convert import Job, convert_path, convert_pcm

@@ -16,7 +16,7 @@ COLUMNS = {"sim_target": "to target", "sim_source": "to source", "margin": "marg
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Convert, measure, print. Returns 0 when the outputs are, on the mean, nearer to their targets than to their sources."""
+    """Convert, measure, print. Returns 0 when the outputs are, on the mean, nearer to target than to source."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("files", nargs="*", type=Path, help="recordings to convert (default: the shipped samples)")
     p.add_argument("-o", "--out", type=Path, default=Path("out/demo"))
