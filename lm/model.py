@@ -257,7 +257,8 @@ class VoiceLM(PretrainedModule):
         for k, head in enumerate(self.depth):
             logits = head(h, known)[:, 0].float()
             if guided:
-                logits = _guide(*torch.log_softmax(logits, dim=-1).split(rows), guidance)
+                logits = torch.log_softmax(logits, dim=-1)
+                logits = _guide(logits[:rows], logits[rows:], guidance)
             if temperature > 0:
                 logits = logits + temperature * noise[k]
             code = logits.argmax(-1)

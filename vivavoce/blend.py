@@ -22,11 +22,18 @@ NOTE = "a blend of several speakers, spoken by the model; nobody's recording"
 
 def crowd(voices: list[Voice], frames: int = 150) -> Voice:
     """A prompt of all `voices` in turn, `frames` frames in all: what an average voice looks like to the model."""
-    share = -(-frames // len(voices))
-    parts = {k: torch.cat([getattr(v, k)[:share] for v in voices])[:frames]
-             for k in ("content", "expression", "prosody", "codes")}  # fmt: skip
+    return _joined(voices, "crowd", -(-frames // len(voices)), "not a voice to convert to")
+
+
+def _joined(voices: list[Voice], name: str, share: int, note: str = "") -> Voice:
+    """The first `share` frames of each voice, one after another, and their mean register."""
+
+    def join(key: str) -> Tensor:
+        return torch.cat([getattr(v, key)[:share] for v in voices])
+
     register = math.exp(sum(math.log(v.register) for v in voices) / len(voices))
-    return Voice("crowd", **parts, register=register, tokeniser=voices[0].tokeniser, note="not a voice to convert to")
+    return Voice(name, join("content"), join("expression"), join("prosody"), join("codes"), register,
+                 voices[0].tokeniser, note=note)  # fmt: skip
 
 
 def blend(changer: Changer, voices: list[Voice], speech: Tensor, name: str, seed: int = 0,
@@ -43,9 +50,7 @@ def blend(changer: Changer, voices: list[Voice], speech: Tensor, name: str, seed
     if len(voices) < 2:
         raise VivavoceError("a blend takes two voices or more")
     share = min(100, *(v.frames for v in voices))  # prompts longer than trained with do not help
-    content, expression, units, codes = (torch.cat([getattr(v, part)[:share] for v in voices]) for part in PARTS)
-    register = math.exp(sum(math.log(v.register) for v in voices) / len(voices))
-    mixed = Voice(name, content, expression, units, codes, register, changer.tokeniser)
+    mixed = _joined(voices, name, share)
     rate = changer.codec.config.sample_rate
     spoken, _ = changer.convert(speech, mixed, rate, Settings(seed=seed, temperature=0.4))
     return changer.enroll(spoken, rate, name, licence=licence, note=note)

@@ -57,8 +57,8 @@ class Changer:
             raise ConfigError(f"precision {precision!r}: use int8 or float32")
         self.codec, self.units, self.lm = codec.eval(), units.eval(), lm.eval()
         quick = precision == "int8" and int8.available()
-        parts = (self.codec, self.units, self.lm)
-        self._live = tuple(int8.int8(m) for m in parts) if quick else parts
+        live = int8.int8 if quick else (lambda module: module)
+        self._live_codec, self._live_units, self._live_lm = live(self.codec), live(self.units), live(self.lm)
         self.tokeniser = tokeniser
         self.voices = voices or {}
         self.crowd: Voice | None = None  # a prompt of many voices, which guidance leads away from
@@ -182,7 +182,8 @@ class Changer:
         settings = settings or Settings()
         if not 0 <= settings.delay <= self.lm.config.max_delay:
             raise VivavoceError(f"delay {settings.delay}: this model takes 0 to {self.lm.config.max_delay}")
-        engine = Engine(*self._live, self.voice(voice), settings, self.crowd)
+        parts = self._live_codec, self._live_units, self._live_lm
+        engine = Engine(*parts, self.voice(voice), settings, self.crowd)
         return Stream(engine, rate)
 
     def scan_register(self, path: str | Path) -> float:

@@ -97,7 +97,7 @@ class Engine:
     @torch.inference_mode()
     def start(self) -> EngineState:
         """A fresh stream: the voice prompt is read here."""
-        crowd = self.crowd and (self.crowd.source(), self.crowd.codes[None].long())
+        crowd = (self.crowd.source(), self.crowd.codes[None].long()) if self.crowd is not None else None
         lm = self.lm.start(self.voice.source(), self.voice.codes[None].long(), crowd)
         return EngineState(0, None, None, (), None, (), lm, None)
 
