@@ -15,7 +15,7 @@ from torch import Tensor
 from vivavoce.changer import Changer
 from vivavoce.core.errors import VivavoceError
 from vivavoce.engine import Settings
-from vivavoce.voice import PARTS, Voice
+from vivavoce.voice import Voice
 
 NOTE = "a blend of several speakers, spoken by the model; nobody's recording"
 
