@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 import torch
@@ -21,6 +22,7 @@ from vivavoce.codec.rvq import ResidualVQ
 from vivavoce.codec.source import Excitation
 from vivavoce.core.checkpoint import PretrainedModule
 from vivavoce.core.frames import Framing, LogMel, OverlapAdd
+from vivavoce.core.grid import Grid
 from vivavoce.core.layers import ConvNeXtStack, State
 
 LEVEL_FLOOR_DB = -65.0
@@ -53,6 +55,7 @@ class Codec(PretrainedModule):
 
     model_type: ClassVar[str] = "vivavoce-codec"
     Config: ClassVar[type] = CodecConfig
+    late: ClassVar[int] = 1  # frames by which `decode` lags behind: overlap-add
     window: Tensor
 
     def __init__(self, config: CodecConfig) -> None:
@@ -68,6 +71,21 @@ class Codec(PretrainedModule):
         self.source = Excitation(c.sample_rate, c.hop)
         self.overlap = OverlapAdd(c.hop)
         self.register_buffer("window", torch.hann_window(2 * c.hop).sqrt(), persistent=False)
+
+    @property
+    def hears(self) -> tuple[int, int]:
+        """Sample rate (Hz) and hop of the waveform that it encodes."""
+        return self.config.sample_rate, self.config.hop
+
+    @property
+    def grid(self) -> Grid:
+        """Its codes and the units beside them."""
+        rate = Fraction(self.config.sample_rate, self.config.hop)
+        return Grid(rate, rate)
+
+    def begin(self, codes: Tensor) -> State:
+        """The state before a stream of the voice whose prompt's codes [B, P, k] are given: none is needed."""
+        return None
 
     @torch.autocast("cpu", enabled=False)
     @torch.autocast("cuda", enabled=False)

@@ -45,6 +45,6 @@ def int8(module: M) -> M:
     out = copy.deepcopy(module).eval()
     for parent in list(out.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear and child.in_features:  # a stream without expression feeds a layer of none
                 setattr(parent, name, Int8Linear(child))
     return out

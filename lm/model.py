@@ -17,7 +17,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vivavoce.core import rng
+from vivavoce.core import radix, rng
 from vivavoce.core.checkpoint import PretrainedModule
 from vivavoce.core.layers import ConvNeXt
 from vivavoce.lm.transformer import Block, SwiGLU, slopes
@@ -30,6 +30,7 @@ class LMConfig:
     """Shape of the language model; the defaults are the embedded model's."""
 
     content_units: int = 500
+    content_levels: list[int] = field(default_factory=list)  # of units that pack several (core.radix)
     expression_levels: list[int] = field(default_factory=lambda: [7, 7, 7])
     n_codebooks: int = 4  # of the codec's, coarse to fine
     codebook_size: int = 1024
@@ -83,7 +84,7 @@ class VoiceLM(PretrainedModule):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.config = c = config
-        self.content = nn.Embedding(c.content_units, c.dim)
+        self.content = UnitEmbedding(c.content_levels or [c.content_units], c.dim)
         self.expression = nn.Linear(len(c.expression_levels), c.dim)
         self.prosody = nn.Linear(3, c.dim)
         self.delay = nn.Embedding(c.max_delay + 1, c.dim)
@@ -274,6 +275,22 @@ def _guide(voice: Tensor, crowd: Tensor, guidance: float) -> Tensor:
     """Log-probabilities [B, V] led away from the crowd's, among codes that the voice finds likely at all."""
     likely = voice > voice.amax(-1, keepdim=True) - PLAUSIBLE
     return (voice + guidance * (voice - crowd)).masked_fill(~likely, float("-inf"))
+
+
+class UnitEmbedding(nn.Embedding):
+    """Packed units [...] -> [..., dim]: the sum of an embedding for each level that they pack."""
+
+    base: Tensor
+
+    def __init__(self, levels: list[int], dim: int) -> None:
+        super().__init__(sum(levels), dim)
+        self.levels = levels
+        self.register_buffer("base", torch.tensor([0, *levels[:-1]]).cumsum(0), persistent=False)
+
+    def forward(self, units: Tensor) -> Tensor:
+        if len(self.levels) == 1:
+            return super().forward(units)
+        return super().forward(radix.unpack(units, self.levels) + self.base).sum(-2)
 
 
 class DepthHead(nn.Module):

@@ -202,7 +202,7 @@ def test_register_tends_to_the_true_one(centre: float) -> None:
     truth = math.log2(centre)
     errors = [float((y[:, t] - truth).abs().max()) * 12 for t in (0, 100, 2999)]  # semitones
     prior = abs(math.log2(DEFAULT_REGISTER / centre)) * 12
-    assert errors[0] <= prior + 2 and errors[1] < 1 + prior / 8 and errors[2] < 0.5
+    assert errors[0] <= prior + 2 and errors[1] < 1.5 + prior / 6 and errors[2] < 0.5
     assert 2 ** float(y[0, -1]) == pytest.approx(mean_register(f0[:1], periodicity[:1]), rel=0.02)
 
 
@@ -233,6 +233,16 @@ def test_a_laugh_does_not_move_the_register() -> None:
     _, state = register(120.0 * one, one)
     leap, _ = register(480.0 * one[:, :25], one[:, :25], state)  # half a second, two octaves up
     assert (leap - math.log2(120.0)).max() * 12 < 0.7  # semitones
+
+
+def test_register_does_not_bend_a_melody_and_catches_up_in_pauses() -> None:
+    """A sentence that falls by an octave in 2 s: measured against the register it still does, nearly."""
+    f0, one = 300.0 * torch.exp2(-torch.linspace(0, 1, 100))[None], torch.ones(1, 100)
+    y, _ = Register()(f0, one)
+    relative = torch.log2(f0) - y
+    assert 0.85 < float(relative[0, 3] - relative[0, -1]) <= 1.0  # octaves; the first frames may be free
+    rest, _ = Register()(torch.cat((f0, f0[:, -50:]), 1), torch.cat((one, 0 * one[:, :50]), 1))  # 1 s of silence
+    assert float(rest[0, -1]) == pytest.approx(math.log2(mean_register(f0, one)), abs=0.02)
 
 
 def test_register_memory_is_bounded_and_forgets() -> None:

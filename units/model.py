@@ -1,6 +1,6 @@
 """The source encoder: what is voiced (content), how (expression), and at which pitch.
 
-    waveform -> log-mel at 10 ms, two a frame -> causal ConvNeXt trunk -+-> content unit   (argmax of a head)
+    waveform -> log-mel at 10 ms, two a frame -> causal ConvNeXt trunk -+-> content unit   (FSQ, or a class)
                                                                         +-> expression unit (tight FSQ)
     waveform -> lag features -> pitch tracker -> F0, periodicity
 
@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vivavoce.core import radix
 from vivavoce.core.checkpoint import PretrainedModule
 from vivavoce.core.frames import Framing, LogMel
 from vivavoce.core.layers import ConvNeXtStack, State
@@ -25,7 +26,7 @@ from vivavoce.units.pitch import PitchTracker
 
 @dataclass
 class UnitsConfig:
-    """Shape of the unit encoder; the defaults are the embedded model's."""
+    """Shape of the unit encoder. The embedded model's is in recipes/units.yaml."""
 
     sample_rate: int = 16000  # Hz
     hop: int = 320  # samples a frame
@@ -34,6 +35,7 @@ class UnitsConfig:
     dim: int = 320
     depth: int = 8
     content_units: int = 500
+    content_levels: list[int] = field(default_factory=list)  # of an FSQ that makes them; none: classes, by argmax
     expression_levels: list[int] = field(default_factory=lambda: [7, 7, 7])
     pitch_dim: int = 128
     pitch_depth: int = 4
@@ -42,7 +44,7 @@ class UnitsConfig:
 class Units(NamedTuple):
     """A stretch of source units, [B, T] each but for expression, [B, T, channels]."""
 
-    content: Tensor  # int64
+    content: Tensor  # int64, one integer a frame: a class, or the FSQ's levels packed (core.radix)
     expression: Tensor  # int64, one integer an FSQ channel
     f0: Tensor  # Hz, held through unvoiced frames
     periodicity: Tensor  # 0 to 1
@@ -61,7 +63,11 @@ class UnitEncoder(PretrainedModule):
         self.framing = Framing(400, half)
         self.mel = LogMel(c.sample_rate, 400, c.n_mels)
         self.trunk = ConvNeXtStack(2 * c.n_mels, c.dim, c.depth)
-        self.content_head = nn.Linear(c.dim, c.content_units)
+        if c.content_levels and math.prod(c.content_levels) != c.content_units:
+            raise ValueError(f"content_levels {c.content_levels} make {math.prod(c.content_levels)} units, "
+                             f"content_units says {c.content_units}")  # fmt: skip
+        self.content_head = nn.Linear(c.dim, len(c.content_levels) or c.content_units)
+        self.content_fsq = FSQ(c.content_levels)
         self.expression_head = nn.Linear(c.dim, len(c.expression_levels))
         self.fsq = FSQ(c.expression_levels)
         self.pitch = PitchTracker(c.sample_rate, c.hop, c.pitch_dim, c.pitch_depth)
@@ -79,11 +85,25 @@ class UnitEncoder(PretrainedModule):
         b, t, c = mel.shape
         return self.trunk(mel.reshape(b, t // 2, 2 * c), state)
 
+    def units_of(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Trunk features [..., dim] -> content [...] and expression [..., channels], integers."""
+        content = self.content_head(h)
+        if self.config.content_levels:
+            content = radix.pack(self.content_fsq(content)[1], self.config.content_levels)
+        else:
+            content = content.argmax(-1)
+        return content, self.fsq(self.expression_head(h))[1]
+
+    def read(self, mel: Tensor, state: State = None) -> tuple[tuple[Tensor, Tensor], State]:
+        """Log-mel at half hops [B, 2 T, n_mels] -> content [B, T] and expression [B, T, channels], `lookahead`
+        frames late."""
+        h, state = self.features(mel, state)
+        return self.units_of(h), state
+
     def forward(self, x: Tensor, state: State = None) -> tuple[Units, State]:
         """Waveform [B, T * hop] -> Units of T frames that lag `lookahead` frames behind."""
         framing, trunk, pitch = state or (None, None, None)
         mel, framing = self.spectra(x, framing)
-        h, trunk = self.features(mel, trunk)
-        _, expression = self.fsq(self.expression_head(h))
+        (content, expression), trunk = self.read(mel, trunk)
         (f0, periodicity), pitch = self.pitch(x, pitch)
-        return Units(self.content_head(h).argmax(-1), expression, f0, periodicity), (framing, trunk, pitch)
+        return Units(content, expression, f0, periodicity), (framing, trunk, pitch)

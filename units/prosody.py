@@ -31,36 +31,53 @@ def dequantise(units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Register(nn.Module):
-    """The speaker's running pitch register: mean log2 F0 over what was voiced, slow enough that a laugh's
-    leaps survive.
+    """The speaker's running pitch register, log2 F0, learnt on the way without bending the melody.
 
-    It is a posterior mean: a prior at `DEFAULT_REGISTER` as strong as `prior_frames` voiced frames, then
-    all voiced frames so far, forgotten with a time constant of `memory_frames` of them.
+    Two things are kept apart. What is *believed*: a posterior mean of log2 F0, from a prior as strong as
+    `prior_frames` voiced frames at `DEFAULT_REGISTER` and all voiced frames so far, forgotten with a time
+    constant of `memory_frames` of them. And what is *used*, which every F0 is measured against, so that its
+    motion is heard: it takes up the belief at once for the first `FREE` voiced frames, and then follows it at
+    `SPEAKING` semitones a second (faster where it is far off), but at `RESTING` in a pause, where nothing is
+    bent. The constants were chosen on pitch tracks, see docs/live.md.
 
     Args:
         start: register in Hz that is known beforehand (from a scan of the file, or an earlier session).
     """
 
-    def __init__(self, start: float | None = None, prior_frames: float = 6.0, memory_frames: float = 1000.0) -> None:
+    FREE = 3  # voiced frames
+    SPEAKING, RESTING = 0.3, 15.0  # semitones a second
+    FAR, HURRY = 2.0, 0.3  # beyond FAR semitones, HURRY semitones a second more for each
+    PAUSE = 10  # unvoiced frames in a row
+
+    def __init__(self, start: float | None = None, prior_frames: float = 1.0, memory_frames: float = 1000.0,
+                 frame: float = 0.02) -> None:  # fmt: skip
         super().__init__()
         self.start = math.log2(start or DEFAULT_REGISTER)
         self.prior = memory_frames if start else prior_frames
-        self.memory = memory_frames
+        self.free = 0 if start else self.FREE
+        self.memory, self.step = memory_frames, frame / 12.0  # seconds a frame; semitones a second -> octaves a frame
 
     def forward(self, f0: Tensor, periodicity: Tensor, state: State = None) -> tuple[Tensor, State]:
         """F0 (Hz) and periodicity [B, T] -> log2 register in Hz [B, T], the present frame included."""
+        x, voiced = torch.log2(f0.double().clamp_min(PITCH_BASE)), periodicity > 0.5
         if state is None:
-            mass = torch.full((f0.shape[0],), self.prior, dtype=torch.float64, device=f0.device)
-            state = (mass * self.start, mass)
-        total, mass = state
-        x, w = torch.log2(f0.double().clamp_min(PITCH_BASE)), (periodicity > 0.5).double()
+            zero = x.new_zeros(x.shape[0])
+            state = (zero + self.prior * self.start, zero + self.prior, zero + self.start, zero, zero)
+        total, mass, used, heard, gap = state  # sum and number of frames, register, voiced frames, unvoiced in a row
         out = []
         for t in range(x.shape[1]):
-            keep = 1.0 - w[:, t] * (mass >= self.memory).double() / self.memory
-            total, mass = total * keep + x[:, t] * w[:, t], mass * keep + w[:, t]
-            out.append(total / mass)
+            v = voiced[:, t].double()
+            keep = 1.0 - v * (mass >= self.memory).double() / self.memory
+            total, mass = total * keep + x[:, t] * v, mass * keep + v
+            heard, gap = (heard + v).clamp_max(self.free + 1), ((gap + 1) * (1 - v)).clamp_max(self.PAUSE)
+            way = total / mass - used
+            speaking = self.SPEAKING + self.HURRY * (12.0 * way.abs() - self.FAR).clamp_min(0)
+            most = self.step * torch.where(gap >= self.PAUSE, self.RESTING, speaking)
+            free = voiced[:, t] & (heard <= self.free)
+            used = used + torch.where(free, way, torch.minimum(torch.maximum(way, -most), most))
+            out.append(used)
         y = torch.stack(out, 1) if out else x
-        return y.to(f0.dtype), (total, mass)
+        return y.to(f0.dtype), (total, mass, used, heard, gap)
 
 
 def mean_register(f0: Tensor, periodicity: Tensor) -> float:
