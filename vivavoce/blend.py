@@ -51,6 +51,6 @@ def blend(changer: Changer, voices: list[Voice], speech: Tensor, name: str, seed
         raise VivavoceError("a blend takes two voices or more")
     share = min(100, *(v.frames for v in voices))  # prompts longer than trained with do not help
     mixed = _joined(voices, name, share)
-    rate = changer.codec.config.sample_rate
+    rate = changer.units.config.sample_rate
     spoken, _ = changer.convert(speech, mixed, rate, Settings(seed=seed, temperature=0.4))
     return changer.enroll(spoken, rate, name, licence=licence, note=note)

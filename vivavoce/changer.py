@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vivavoce.codec import Codec
+from vivavoce.codec import VoiceCodec, load_codec
 from vivavoce.core import int8
 from vivavoce.core.audio import BLOCK_SECONDS, mono_blocks, open_audio
 from vivavoce.core.checkpoint import FORMAT_VERSION, read_json, resolve_folder
@@ -21,11 +22,11 @@ from vivavoce.core.resample import resample
 from vivavoce.engine import Engine, Settings
 from vivavoce.lm import VoiceLM
 from vivavoce.stream import Stream, limit
-from vivavoce.units import UnitEncoder, prosody
+from vivavoce.units import HubertUnits, UnitEncoder, load_units, prosody
 from vivavoce.voice import Voice
 
 MIN_SECONDS, MAX_SECONDS = 1.0, 30.0  # of a reference recording; what is beyond is left unread
-PROMPT_FRAMES = 150  # at most; 3 s, as in training
+PROMPT_FRAMES = 150  # unit frames at most; 3 s, as in training
 SCAN_SECONDS = 60.0  # of a file, for its pitch register
 
 
@@ -51,7 +52,7 @@ def load(model: str | Path | None = None, precision: str = "int8", threads: int 
 class Changer:
     """A voice changer: three models and the voices that came with them."""
 
-    def __init__(self, codec: Codec, units: UnitEncoder, lm: VoiceLM, tokeniser: str,
+    def __init__(self, codec: VoiceCodec, units: UnitEncoder | HubertUnits, lm: VoiceLM, tokeniser: str,
                  voices: dict[str, Voice] | None = None, precision: str = "float32") -> None:  # fmt: skip
         if precision not in ("int8", "float32"):
             raise ConfigError(f"precision {precision!r}: use int8 or float32")
@@ -74,12 +75,12 @@ class Changer:
             raise CheckpointError(
                 f"{folder}: format version {head.get('format_version')}, this release reads {FORMAT_VERSION}"
             )
-        codec = Codec.from_pretrained(folder / "codec")
-        units = UnitEncoder.from_pretrained(folder / "units")
+        codec = load_codec(folder / "codec")
+        units = load_units(folder / "units")
         lm = VoiceLM.from_pretrained(folder / "lm")
         c, u, m = codec.config, units.config, lm.config
-        grid = {(head.get("sample_rate"), head.get("hop")), (c.sample_rate, c.hop), (u.sample_rate, u.hop)}
-        heard = (u.content_units, list(u.expression_levels)) == (m.content_units, list(m.expression_levels))
+        grid = {(head.get("sample_rate"), head.get("hop")), codec.hears, (u.sample_rate, u.hop)}
+        heard = all(getattr(u, k) == getattr(m, k) for k in ("content_units", "content_levels", "expression_levels"))
         if len(grid) > 1 or not heard or m.n_codebooks > c.n_codebooks or m.codebook_size != c.codebook_size:
             raise CheckpointError(f"{folder}: codec, units and lm do not belong together; fetch the folder anew")
         changer = cls(codec, units, lm, fingerprint(folder), precision=precision)
@@ -126,14 +127,18 @@ class Changer:
 
     @torch.inference_mode()
     def tokenise(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """16 kHz mono samples [n] -> content [T], expression [T, channels], prosody [T, 3], codes [T, K]."""
-        hop, ahead = self.codec.config.hop, self.units.config.lookahead
+        """16 kHz mono samples [n] -> content [T], expression [T, channels], prosody [T, 3], codes [T, K].
+
+        T counts the codec's frames; each has the units of the frame that covers it.
+        """
+        hop, ahead = self.units.config.hop, self.units.config.lookahead
         frames = -(-len(x) // hop)
         padded = torch.nn.functional.pad(x, (0, (frames + ahead) * hop - len(x)))[None]
         heard, _ = self.units(padded)
         (codes, level), _ = self.codec.encode(padded[:, : frames * hop])
         units = prosody.quantise(heard.f0[:, ahead:], heard.periodicity[:, ahead:], level)
-        return heard.content[0, ahead:], heard.expression[0, ahead:], units[0], codes[0]
+        at = self.codec.grid.unit(torch.arange(codes.shape[1]))
+        return heard.content[0, ahead:][at], heard.expression[0, ahead:][at], units[0][at], codes[0]
 
     def enroll(self, recording: str | Path | Tensor, rate: int | None = None, name: str | None = None,
                licence: str = "", consent: str = "", note: str = "") -> Voice:  # fmt: skip
@@ -142,7 +147,7 @@ class Changer:
         Raises:
             AudioError: unreadable, shorter than 1 s, or silent.
         """
-        inner = self.codec.config.sample_rate
+        inner, codes_of = self.units.config.sample_rate, self.codec.grid.codes
         if isinstance(recording, Tensor):
             if rate is None:
                 raise AudioError("enroll: samples need their rate in Hz")
@@ -157,11 +162,11 @@ class Changer:
         content, expression, units, codes = self.tokenise(x[: round(MAX_SECONDS * inner)])
         f0, periodicity, level = prosody.dequantise(units)
         heard = level > max(float(level.max()) - 35.0, -58.0)
-        if int(heard.sum()) < 25:
+        if int(heard.sum()) < codes_of(25):
             raise AudioError(f"{label}: silent (or nearly); give 3 to 10 s of speech")
         keep = torch.nn.functional.max_pool1d(heard[None].float(), 11, 1, 5)[0] > 0
         content, expression, units, codes = (t[keep] for t in (content, expression, units, codes))
-        best = _loudest(level[keep], PROMPT_FRAMES)
+        best = _loudest(level[keep], codes_of(PROMPT_FRAMES))
         return Voice(name or Path(label).stem, content[best], expression[best], units[best], codes[best],
                      prosody.mean_register(f0, periodicity), self.tokeniser, licence, consent, note)  # fmt: skip
 
@@ -171,20 +176,40 @@ class Changer:
         found = self.voice(voice)
         s = found.source()
         y, _ = self.codec.decode(found.codes[None].long(), s.f0, s.periodicity, s.level)
-        return limit(y[0, self.codec.config.hop :]), self.codec.config.sample_rate
+        return limit(y[0, self.codec.late * self.codec.config.hop :]), self.codec.config.sample_rate
 
-    def stream(self, voice: str | Path | Voice, rate: int = 16000, settings: Settings | None = None) -> Stream:
+    def stream(self, voice: str | Path | Voice, rate: int = 16000, settings: Settings | None = None, *,
+               chunk: float | None = None, context: float | None = None, **options: Any) -> Stream:  # fmt: skip
         """Open a live conversion; many streams may share one changer.
 
         Args:
             rate: Hz, of the samples pushed and returned.
+            chunk: seconds that will be pushed at a time. Any other push does as well: only `stream.latency` asks.
+            context: seconds of the recent past that the language model attends to, beside the voice prompt; by
+                default all that the model has. See `Settings.context`.
+            options: any field of `Settings`, such as `delay=2` or `seed=1`.
+
+        Raises:
+            VivavoceError: an unknown voice, or a setting that is out of range or beyond this model.
         """
-        settings = settings or Settings()
-        if not 0 <= settings.delay <= self.lm.config.max_delay:
-            raise VivavoceError(f"delay {settings.delay}: this model takes 0 to {self.lm.config.max_delay}")
+        unknown = set(options) - {f.name for f in fields(Settings)}
+        if unknown:
+            raise ConfigError(f"stream: no setting {', '.join(sorted(unknown))}; see Settings")
+        if chunk is not None and not 0 < chunk <= 600:
+            raise ConfigError(f"chunk {chunk} s is out of range; give 0.001 to 600")
+        frame, most = self.codec.config.hop / self.codec.config.sample_rate, self.lm.config.context
+        if context is not None:
+            if not frame <= context <= most * frame + 1e-9:
+                raise ConfigError(f"context {context} s: this model takes {frame} to {most * frame:g} s")
+            options["context"] = round(context / frame)
+        settings = replace(settings or Settings(), **options)
+        if settings.delay > self.lm.config.max_delay:
+            raise ConfigError(f"delay {settings.delay}: this model takes 0 to {self.lm.config.max_delay}")
+        if (settings.context or 1) > most:
+            raise ConfigError(f"context {settings.context} frames: this model has {most}")
         parts = self._live_codec, self._live_units, self._live_lm
         engine = Engine(*parts, self.voice(voice), settings, self.crowd)
-        return Stream(engine, rate)
+        return Stream(engine, rate, chunk, self.voice)
 
     def scan_register(self, path: str | Path) -> float:
         """Mean pitch in Hz of a recording's first minute."""
@@ -192,7 +217,7 @@ class Changer:
 
     @torch.inference_mode()
     def _register_of(self, blocks: Iterator[Tensor], rate: int) -> float:
-        hop, inner = self.codec.config.hop, self.codec.config.sample_rate
+        hop, inner = self.units.config.hop, self.units.config.sample_rate
         y = resample(_first(blocks, round(SCAN_SECONDS * rate))[None], rate, inner)
         y = torch.nn.functional.pad(y, (0, -y.shape[1] % hop))
         pieces, state = [], None
@@ -207,6 +232,14 @@ class Changer:
         with open_audio(path) as f:
             return int(f.samplerate)
 
+    def open(self, path: str | Path, voice: str | Path | Voice, settings: Settings | None = None,
+             scan: bool = True) -> Stream:  # fmt: skip
+        """A stream for a file, at its rate; see `convert_blocks`."""
+        settings = settings or Settings()
+        if settings.source_register is None and scan:
+            settings = replace(settings, source_register=self.scan_register(path))
+        return self.stream(voice, self._rate(path), settings)
+
     def convert_blocks(self, path: str | Path, voice: str | Path | Voice, settings: Settings | None = None,
                        seconds: float = BLOCK_SECONDS, scan: bool = True) -> Iterator[Tensor]:  # fmt: skip
         """Convert a file of any length in constant memory: yields mono blocks at the file's own rate.
@@ -215,10 +248,7 @@ class Changer:
             seconds: of audio pushed at a time; the result is the same with any.
             scan: where no `source_register` is given, hear the file's first minute for it beforehand.
         """
-        settings, rate = settings or Settings(), self._rate(path)
-        if settings.source_register is None and scan:
-            settings = replace(settings, source_register=self.scan_register(path))
-        stream = self.stream(voice, rate, settings)
+        stream = self.open(path, voice, settings, scan)
         for block in mono_blocks(path, seconds):
             yield stream.push(block)
         yield stream.flush()

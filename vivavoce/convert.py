@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +32,7 @@ class Job:
         seconds: of audio pushed at a time; the result is the same with any.
         scan: hear the first minute of a file for its pitch register before converting it.
         keep: files that must not be written to, beside the source: the voice's own recording.
+        converter: how a file is converted, if not as a stream: a function like `Changer.convert_blocks`.
     """
 
     changer: Changer
@@ -40,6 +41,12 @@ class Job:
     seconds: float
     scan: bool = True
     keep: tuple[Path, ...] = ()
+    converter: Callable[..., Iterator[Tensor]] | None = None
+
+    def blocks(self, source: Path) -> Iterator[Tensor]:
+        """The converted file, block by block."""
+        convert = self.converter or self.changer.convert_blocks
+        return convert(source, self.voice, self.settings, self.seconds, self.scan)
 
 
 @dataclass
@@ -133,7 +140,7 @@ def _file(job: Job, source: Path, target: Path, tally: Tally, bar: tqdm | None =
     with open_audio(source) as f:
         rate = int(f.samplerate)
     began = time.monotonic()
-    blocks = job.changer.convert_blocks(source, job.voice, job.settings, job.seconds, job.scan)
+    blocks = job.blocks(source)
     blocks = itertools.chain([next(blocks)], blocks)  # a bad source shows itself before anything is made
     _make_folder(target.parent)
     tally.audio += _write(blocks, target, rate, bar)

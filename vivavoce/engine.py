@@ -1,28 +1,32 @@
-"""The whole chain as one recurrent step: 16 kHz frames in, 16 kHz frames out, all state in the open.
+"""The whole chain as one recurrent step: unit frames in, as much sound of the codec out, all state in the open.
 
 Every frame is computed by itself, in the same shapes, whatever the caller's chunks are; this is why
 converting a file, a stream in 100 ms chunks and a stream in single samples give the same bits.
 
 Frame t of the input speaks, through the units' look-ahead L and the language model's extra delay d, of
-frame t - L - d; the codec's overlap adds one more. `lag` states the sum.
+frame t - L - d; the codec's overlap, if it has one, adds one more. `lag` states the sum. Where the codec's frames are
+shorter than the units', the language model speaks once for each code frame that the unit frame covers (core.grid).
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vivavoce.codec import Codec
+from vivavoce.codec import VoiceCodec
 from vivavoce.core.errors import ConfigError
 from vivavoce.core.layers import State
 from vivavoce.lm import LMState, Source, VoiceLM
-from vivavoce.units import UnitEncoder, prosody
+from vivavoce.units import HubertUnits, UnitEncoder, prosody
 from vivavoce.units.prosody import Register
 from vivavoce.voice import Voice
+
+WARM_UP = 8  # frames that a new voice says unheard before it is heard, when a stream changes its voice
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class Settings:
         transpose: semitones added to the output's pitch.
         source_register: the source's mean pitch in Hz where it is known beforehand; else it is learnt
             within the first second of voice.
+        context: recent frames that the language model attends to, beside the voice prompt, which it always
+            sees; None for as many as the model has. Fewer cost a little less time; through the layers the
+            model still remembers several times as far.
 
     Raises:
         ConfigError: a value out of range, named.
@@ -49,6 +56,7 @@ class Settings:
     delay: int = 1
     transpose: float = 0.0
     source_register: float | None = None
+    context: int | None = None
 
     def __post_init__(self) -> None:
         register = 100.0 if self.source_register is None else self.source_register
@@ -59,51 +67,100 @@ class Settings:
             ("delay", self.delay, 0, 1000),
             ("transpose", self.transpose, -48, 48),
             ("source_register", register, 20, 2000),
+            ("context", 1 if self.context is None else self.context, 1, 100_000),
         ):
             if not low <= value <= high:  # NaN included
                 raise ConfigError(f"{name} {value} is out of range; give {low} to {high}")
 
 
+class Heard(NamedTuple):
+    """One frame of the source: its units, F0 still in its own register, and that register (log2 Hz, [B, 1])."""
+
+    source: Source
+    own: Tensor
+
+
 class EngineState(NamedTuple):
-    """State of one stream. The language model's cache is updated in place; see LMState."""
+    """State of one stream. The language model's cache is updated in place: `clone()` before keeping a snapshot."""
 
     taken: int  # frames so far
     units: State
     framing: Tensor | None
     levels: tuple[Tensor, ...]  # of the last L frames
     register: State
-    queue: tuple[Source, ...]  # target-side units of the last d frames, waiting for the model's delay
+    queue: tuple[Heard, ...]  # the last d + 1 frames, for the model's delay, or WARM_UP, for the next voice
     lm: LMState
     codec: State
 
+    def clone(self) -> EngineState:
+        """A snapshot. Nothing but the language model's cache is ever changed in place."""
+        return self._replace(lm=self.lm.clone())
+
 
 class Engine:
-    """units -> lm -> codec for one voice; holds no state of its own."""
+    """units -> lm -> codec for one voice; holds no state of a stream, only what the model makes of the prompt."""
 
-    def __init__(self, codec: Codec, units: UnitEncoder, lm: VoiceLM, voice: Voice,
+    def __init__(self, codec: VoiceCodec, units: UnitEncoder | HubertUnits, lm: VoiceLM, voice: Voice,
                  settings: Settings, crowd: Voice | None = None) -> None:  # fmt: skip
-        self.codec, self.units, self.lm, self.voice, self.settings = codec, units, lm, voice, settings
+        if settings.context is not None:  # the ring is as long as the model's config says: same weights, other ring
+            lm = copy.copy(lm)
+            lm.config = replace(lm.config, context=settings.context)
+        self.codec, self.units, self.lm, self.settings = codec, units, lm, settings
         self.crowd = crowd if settings.guidance > 0 else None
-        self.hop = codec.config.hop
+        self.rate, self.hop = units.config.sample_rate, units.config.hop
+        self.out_rate = codec.config.sample_rate
+        self.out_hop = self.hop * self.out_rate // self.rate
         self.register = Register(settings.source_register)
         self.lookahead = units.config.lookahead
-        self.shift = math.log2(voice.register) + settings.transpose / 12.0
+        self._address(voice)
+
+    def _address(self, voice: Voice) -> None:
+        self.voice = voice
+        self.shift = math.log2(voice.register) + self.settings.transpose / 12.0
+        self._prompt: LMState | None = None
+
+    def to(self, voice: Voice) -> Engine:
+        """The same chain for another voice."""
+        other = copy.copy(self)
+        other._address(voice)
+        return other
 
     @property
     def lag(self) -> int:
         """Frames by which the output lags behind the input."""
-        return self.lookahead + self.settings.delay + 1
+        return self.lookahead + self.settings.delay + self.codec.late
 
     @torch.inference_mode()
+    def prompted(self) -> LMState:
+        """The language model with the voice prompt read and nothing said yet; read once, then copied."""
+        if self._prompt is None:
+            crowd = (self.crowd.source(), self.crowd.codes[None].long()) if self.crowd is not None else None
+            self._prompt = self.lm.start(self.voice.source(), self.voice.codes[None].long(), crowd)
+        return self._prompt.clone()
+
     def start(self) -> EngineState:
-        """A fresh stream: the voice prompt is read here."""
-        crowd = (self.crowd.source(), self.crowd.codes[None].long()) if self.crowd is not None else None
-        lm = self.lm.start(self.voice.source(), self.voice.codes[None].long(), crowd)
-        return EngineState(0, None, None, (), None, (), lm, None)
+        """A fresh stream."""
+        codec = self.codec.begin(self.voice.codes[None, :, : self.lm.config.n_codebooks].long())
+        return EngineState(0, None, None, (), None, (), self.prompted(), codec)
+
+    @torch.inference_mode()
+    def take_over(self, s: EngineState) -> EngineState:
+        """Go on with another voice's stream (same models, delay and look-ahead).
+
+        Source side and codec know nothing of the voice: they go on, so no seam can be. The language model's
+        cache is full of the old voice, and with it the new one would go on imitating; it is thrown away. In
+        its place the new voice says the last `WARM_UP` frames once more, unheard.
+        """
+        lm, said = self.prompted(), max(0, s.taken - self.lookahead - self.settings.delay)
+        again = _last(s.queue, min(said, WARM_UP))
+        for due, frame in enumerate(again, said - len(again)):
+            _, lm = self._speak(frame, lm, self._codes_of(due))
+        return s._replace(lm=lm)
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, state: EngineState) -> tuple[Tensor, EngineState]:
-        """Waveform [B, T * hop] -> waveform of the same length, `lag` frames late (zeros before)."""
+        """Waveform [B, T * hop] -> waveform at the codec's rate, as long to within a tick of the grid, `lag` frames
+        late (zeros of `out_hop` samples a frame before)."""
         out = [x[:, :0]]
         for start in range(0, x.shape[1], self.hop):
             y, state = self._frame(x[:, start : start + self.hop], state)
@@ -111,25 +168,44 @@ class Engine:
         return torch.cat(out, dim=1), state
 
     def _frame(self, x: Tensor, s: EngineState) -> tuple[Tensor, EngineState]:
-        cfg = self.settings
+        delay = self.settings.delay
         frames, framing = self.codec.framing(x, s.framing)
         levels = (*s.levels, self.codec.level(frames))
         heard, units = self.units(x, s.units)
         s = s._replace(taken=s.taken + 1, framing=framing, units=units, levels=_last(levels, self.lookahead))
+        silence = x.new_zeros(x.shape[0], self.out_hop)
         if s.taken <= self.lookahead:
-            return torch.zeros_like(x), s
+            return silence, s
         f0, periodicity, level = prosody.dequantise(prosody.quantise(heard.f0, heard.periodicity, levels[0]))
         own, register = self.register(f0, periodicity, s.register)
-        moved = f0 * torch.exp2(self.shift - own)
-        now = Source(heard.content, heard.expression, moved, periodicity, level)
-        queue = (*s.queue, now)
-        s = s._replace(register=register, queue=_last(queue, cfg.delay))
-        if len(queue) <= cfg.delay:
-            return torch.zeros_like(x), s
-        codes, lm = self.lm.generate(now, s.lm, cfg.seed, cfg.temperature, cfg.delay, cfg.guidance)
-        due = queue[0]
-        y, codec = self.codec.decode(codes, due.f0, due.periodicity, due.level, s.codec, cfg.seed)
+        now = Heard(Source(heard.content, heard.expression, f0, periodicity, level), own)
+        queue = _last((*s.queue, now), max(delay + 1, WARM_UP))
+        s = s._replace(register=register, queue=queue)
+        t = s.taken - 1 - self.lookahead - delay  # the frame that is due
+        if t < 0:
+            return silence, s
+        n = self._codes_of(t)
+        codes, lm = self._speak(now, s.lm, n)
+        due = _times(self._moved(queue[-1 - delay]), n)
+        y, codec = self.codec.decode(codes, due.f0, due.periodicity, due.level, s.codec, self.settings.seed)
         return y, s._replace(lm=lm, codec=codec)
+
+    def _codes_of(self, t: int) -> int:
+        """Code frames that unit frame t covers."""
+        return self.codec.grid.codes(t + 1) - self.codec.grid.codes(t)
+
+    def _speak(self, frame: Heard, lm: LMState, codes: int) -> tuple[Tensor, LMState]:
+        c = self.settings
+        return self.lm.generate(_times(self._moved(frame), codes), lm, c.seed, c.temperature, c.delay, c.guidance)
+
+    def _moved(self, frame: Heard) -> Source:
+        """A frame with its F0 moved from the source's register to the voice's."""
+        return frame.source._replace(f0=frame.source.f0 * torch.exp2(self.shift - frame.own))
+
+
+def _times(source: Source, n: int) -> Source:
+    """One frame of units -> n of them, one for each code frame."""
+    return source if n == 1 else Source(*(x.repeat_interleave(n, dim=1) for x in source))
 
 
 def _last(items: tuple, n: int) -> tuple:

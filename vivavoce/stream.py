@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vivavoce.core.errors import AudioError
 from vivavoce.core.resample import Resampler
-from vivavoce.engine import Engine
+from vivavoce.engine import Engine, EngineState
+from vivavoce.voice import Voice
 
 KNEE = 0.9  # amplitude above which the limiter bends
+FADE_SECONDS = 0.01  # between the converted and the original signal, where a bypass begins or ends
 
 
 @dataclass(frozen=True)
 class Latency:
     """Algorithmic delay of a stream in milliseconds, item by item. Compute and devices come on top."""
 
-    frame: float  # samples wait until their frame of 20 ms is whole
+    chunk: float  # the first sample of a chunk waits for the last; 0 where the chunk was not named
+    frame: float  # what is left of a chunk, or comes in smaller chunks, waits until its frame of 20 ms is whole
     look_ahead: float  # of the units
     delay: float  # of the language model
     overlap: float  # of the codec's synthesis
@@ -29,7 +35,7 @@ class Latency:
     @property
     def total(self) -> float:
         """The sum: from a sample going in to the same instant coming out, at worst."""
-        return self.frame + self.look_ahead + self.delay + self.overlap + self.resampling
+        return self.chunk + self.frame + self.look_ahead + self.delay + self.overlap + self.resampling
 
 
 def limit(x: Tensor) -> Tensor:
@@ -39,40 +45,94 @@ def limit(x: Tensor) -> Tensor:
     return torch.where(over, x.sign() * bent, x)
 
 
+class StreamState(NamedTuple):
+    """All that a stream remembers."""
+
+    engine: Engine
+    state: EngineState
+    down: Any  # resampler states
+    up: Any
+    rest: Tensor  # [1, n], 16 kHz samples that wait for their frame to be whole
+    dry: Tensor  # [n], samples taken and not yet given back
+    skip: int  # 16 kHz samples of the chain's lag that are still to be dropped
+    frames: int  # that went into the chain, or past it in a pause
+    taken: int
+    given: int
+    bypass: bool = False
+    wet: int = 0  # place in the fade: 0 all original, the last all converted
+    wet_from: int = 0  # output sample before which nothing converted is there: after a pause
+    awake: int | None = None  # frames until the chain rests; None while it works
+    open: bool = True
+
+
 class Stream:
     """One live conversion: `push` samples, get what is ready; `flush` for the tail.
 
     Over a whole stream exactly as many samples come out as went in, aligned with the input. Any chunking
-    gives the same output, bit for bit.
+    gives the same output, bit for bit; `swap`, `bypass`, `pause` and `resume` act at the sample where they
+    are called.
 
     Args:
         engine: the chain for one voice.
         rate: sample rate in Hz of what goes in and comes out.
+        chunk: seconds that will be pushed at a time; only `latency` asks.
+        find: makes a Voice of what `swap` is given; without it, `swap` takes a Voice.
     """
 
-    def __init__(self, engine: Engine, rate: int) -> None:
-        self.engine, self.rate = engine, rate
-        inner = engine.codec.config.sample_rate
-        self._down, self._up = Resampler(rate, inner), Resampler(inner, rate)
-        self.reset()
+    def __init__(self, engine: Engine, rate: int, chunk: float | None = None,
+                 find: Callable[[str | Path | Voice], Voice] | None = None) -> None:  # fmt: skip
+        self.rate, self.chunk, self._find = rate, chunk, find
+        self._down, self._up = Resampler(rate, engine.rate), Resampler(engine.out_rate, rate)
+        self._fade = round(FADE_SECONDS * rate)
+        self._gains = (1.0 - torch.cos(torch.linspace(0.0, math.pi, self._fade + 1))) / 2.0
+        self._begin(engine)
+
+    def _begin(self, e: Engine) -> None:
+        self._s = StreamState(e, e.start(), None, None, torch.zeros(1, 0), torch.zeros(0), e.lag * e.out_hop,
+                              0, 0, 0, wet=self._fade)  # fmt: skip
 
     def reset(self) -> None:
-        """Back to the beginning of a stream."""
-        self._state = self.engine.start()
-        self._down_state: Any = None
-        self._up_state: Any = None
-        self._rest = torch.zeros(1, 0)
-        self._skip = self.engine.lag * self.engine.hop
-        self._taken = self._given = 0
-        self._open = True
+        """Back to the beginning of a stream, with the present voice and without a bypass."""
+        self._begin(self.engine)
+
+    def warm_up(self) -> None:
+        """Convert half a second of nothing and forget it: the first frames of a process are slow."""
+        before = self.snapshot()
+        self.push(torch.zeros(self.rate // 2))
+        self.restore(before)
+
+    # ---- what it is -----------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine:
+        """The chain that works now."""
+        return self._s.engine
 
     @property
     def latency(self) -> Latency:
-        """Algorithmic latency, itemised."""
+        """Algorithmic latency, itemised: what a sample waits at worst until its like comes out."""
         e = self.engine
-        ms = 1000.0 * e.hop / e.codec.config.sample_rate
-        down, up = self._down.lookahead / self.rate, self._up.lookahead / e.codec.config.sample_rate
-        return Latency(ms, ms * e.lookahead, ms * e.settings.delay, ms, 1000.0 * (down + up))
+        hop = Fraction(e.hop, e.rate)
+        chunk = Fraction(max(1, round(self.chunk * self.rate)) if self.chunk else 0, self.rate)
+        down, up = Fraction(self._down.lookahead, self.rate), Fraction(self._up.lookahead, e.out_rate)
+        # After k chunks k * chunk - down has arrived, of which (k * chunk - down) mod hop awaits its frame;
+        # the largest remainder for any k:
+        step = _gcd(chunk, hop) if chunk else Fraction(0)
+        frame = hop - step + (-down % step if step else 0)
+        items = chunk, frame, e.lookahead * hop, e.settings.delay * hop, e.codec.late * hop, down + up
+        return Latency(*(1000.0 * float(x) for x in items))
+
+    @property
+    def resamplers(self) -> tuple[Resampler, Resampler]:
+        """To the model's rate, and back."""
+        return self._down, self._up
+
+    @property
+    def voice(self) -> Voice:
+        """The voice that is spoken now."""
+        return self.engine.voice
+
+    # ---- push and pull --------------------------------------------------------------------------------
 
     def push(self, samples: Tensor) -> Tensor:
         """Take any number of mono samples [n] in [-1, 1]; return those that are ready, [m].
@@ -80,38 +140,150 @@ class Stream:
         Raises:
             AudioError: NaN or infinite samples (nothing is taken), a wrong shape, or a flushed stream.
         """
-        if not self._open:
-            raise AudioError("the stream was flushed; call reset() to begin another")
+        self._check_open()
         x = torch.as_tensor(samples, dtype=torch.float32)
         if x.ndim != 1:
             raise AudioError(f"push takes mono samples of shape [n], got {tuple(x.shape)}")
         if not bool(torch.isfinite(x).all()):
             raise AudioError("NaN or infinite samples in the stream")
-        self._taken += len(x)
-        y = self._advance(x[None], last=False)
-        self._given += y.shape[1]
-        return y[0].clone()  # an ordinary tensor: those made in inference mode refuse in-place work
+        s = self._s
+        self._s = s._replace(taken=s.taken + len(x), dry=torch.cat((s.dry, x)))
+        return self._give(self._advance(x[None], last=False))
 
     def flush(self) -> Tensor:
         """End the stream and return its tail, so that output and input are equally long."""
-        if not self._open:
+        if not self._s.open:
             return torch.zeros(0)
-        self._open = False
-        y = self._advance(torch.zeros(1, 0), last=True)[:, : self._taken - self._given]
-        return torch.nn.functional.pad(y[0], (0, self._taken - self._given - y.shape[1]))
+        self._s = self._s._replace(open=False)
+        y, owed = self._advance(torch.zeros(1, 0), last=True), self._s.taken - self._s.given
+        return self._give(torch.nn.functional.pad(y[:owed], (0, max(0, owed - len(y)))))
+
+    def _check_open(self) -> None:
+        if not self._s.open:
+            raise AudioError("the stream was flushed; call reset() to begin another")
 
     @torch.inference_mode()
     def _advance(self, x: Tensor, last: bool) -> Tensor:
-        hop = self.engine.hop
-        x, self._down_state = self._down(x, self._down_state, last=last)
-        x = torch.cat((self._rest, x), dim=1)
+        """Input [1, n] through the whole chain -> converted samples [m] at the stream's rate."""
+        s, hop = self._s, self.engine.hop
+        x, down = self._down(x, s.down, last=last)
+        x = torch.cat((s.rest, x), dim=1)
         if last:
             whole = math.ceil(x.shape[1] / hop) + self.engine.lag
             x = torch.nn.functional.pad(x, (0, whole * hop - x.shape[1]))
         n = x.shape[1] // hop * hop
-        self._rest = x[:, n:]
-        y, self._state = self.engine(x[:, :n], self._state)
-        drop = min(self._skip, y.shape[1])
-        self._skip -= drop
-        y, self._up_state = self._up(limit(y[:, drop:]), self._up_state, last=last)
-        return y.clamp(-1.0, 1.0)
+        rest, awake = x[:, n:], s.awake
+        if awake is None:
+            y, state = self.engine(x[:, :n], s.state)
+        else:
+            heard = min(n, awake * hop)
+            y, state = self.engine(x[:, :heard], s.state)
+            y = torch.nn.functional.pad(y, (0, (n - heard) // hop * self.engine.out_hop))
+            awake -= heard // hop
+        drop = min(s.skip, y.shape[1])
+        y, up = self._up(limit(y[:, drop:]), s.up, last=last)
+        self._s = s._replace(state=state, down=down, up=up, rest=rest, skip=s.skip - drop, awake=awake,
+                             frames=s.frames + n // hop)  # fmt: skip
+        return y[0].clamp(-1.0, 1.0)
+
+    def _give(self, y: Tensor) -> Tensor:
+        """Converted samples [m] -> what is given back: these, the original ones, or a fade between."""
+        s, m = self._s, len(y)
+        y = y.clone()  # an ordinary tensor: those made in inference mode refuse in-place work
+        if s.bypass or s.wet < self._fade:
+            step = torch.arange(m) + s.given - max(s.given, s.wet_from)
+            place = s.wet - 1 - torch.arange(m) if s.bypass else s.wet + (step + 1).clamp_min(0)
+            place = place.clamp(0, self._fade)
+            gain = self._gains[place]
+            y = gain * y + (1.0 - gain) * s.dry[:m].clamp(-1.0, 1.0)
+            s = s._replace(wet=int(place[-1]) if m else s.wet)
+        self._s = s._replace(given=s.given + m, dry=s.dry[m:])
+        return y
+
+    # ---- another voice, no voice ----------------------------------------------------------------------
+
+    def prepare(self, voice: str | Path | Voice) -> Engine:
+        """Read a voice's prompt beforehand, in any thread: `swap(stream.prepare(voice))` then only swaps.
+
+        Raises:
+            VivavoceError: an unknown voice, or one of another model.
+        """
+        engine = self.engine.to(self._find(voice) if self._find else voice)  # type: ignore[arg-type]
+        engine.prompted()
+        return engine
+
+    def swap(self, voice: str | Path | Voice | Engine) -> None:
+        """Speak in another voice from the next frame on: no seam, no sample lost or added.
+
+        Args:
+            voice: whatever `Changer.voice` takes, or what `prepare` returned.
+
+        Raises:
+            VivavoceError: an unknown voice, or one of another model (the old one is then kept); a flushed stream.
+        """
+        self._check_open()
+        engine = voice if isinstance(voice, Engine) else self.prepare(voice)
+        state = engine.take_over(self._s.state) if self._s.awake != 0 else self._s.state
+        self._s = self._s._replace(engine=engine, state=state)
+
+    @property
+    def bypass(self) -> bool:
+        """Whether the original is heard: delayed like the converted signal, so that A/B stays aligned in time.
+
+        Setting it fades over 10 ms. Conversion goes on underneath; `pause` stops that too.
+        """
+        return self._s.bypass
+
+    @bypass.setter
+    def bypass(self, on: bool) -> None:
+        self._check_open()
+        s = self._s._replace(bypass=bool(on))
+        if not s.given:  # nothing to fade from
+            s = s._replace(wet=0 if on else self._fade)
+        self._s = s if on else self._awake(s)
+
+    @property
+    def wet(self) -> float:
+        """How much of the last sample given back was converted: 0 the original, 1 the conversion, a fade between."""
+        s = self._s
+        return 0.0 if s.wet_from > s.given else s.wet / self._fade
+
+    @property
+    def paused(self) -> bool:
+        """Whether the chain rests; see `pause`."""
+        return self._s.awake is not None
+
+    def pause(self) -> None:
+        """Bypass and, once the fade is over, compute nothing: for a machine that cannot keep up."""
+        self.bypass = True
+        if self._s.awake is None:
+            self._s = self._s._replace(awake=1)
+
+    def resume(self) -> None:
+        """End a pause or bypass. After a pause the chain begins anew (the source's register is kept), and the
+        original is heard until the first converted samples have come through."""
+        self.bypass = False
+
+    def _awake(self, s: StreamState) -> StreamState:
+        if s.awake != 0:  # it worked all the time
+            return s._replace(awake=None)
+        e = s.engine
+        first = math.ceil(Fraction(s.frames * e.hop * self.rate, e.rate))
+        state = e.start()._replace(register=s.state.register)
+        return s._replace(state=state, awake=None, wet=0, wet_from=first)
+
+    # ---- snapshots ------------------------------------------------------------------------------------
+
+    def snapshot(self) -> StreamState:
+        """The present state, to go back to: what follows a `restore` is the same, bit for bit."""
+        return self._s._replace(state=self._s.state.clone())
+
+    def restore(self, snapshot: StreamState) -> None:
+        """Go back to a snapshot, voice included. It can be restored any number of times, also in another stream of
+        the same changer and rate."""
+        self._s = snapshot._replace(state=snapshot.state.clone())
+
+
+def _gcd(a: Fraction, b: Fraction) -> Fraction:
+    d = math.lcm(a.denominator, b.denominator)
+    return Fraction(math.gcd(int(a * d), int(b * d)), d)

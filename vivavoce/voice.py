@@ -61,7 +61,7 @@ class Voice:
         meta = {"format": str(VOICE_FORMAT), "kind": "vivavoce-voice", "name": self.name,
                 "register": repr(self.register), "tokeniser": self.tokeniser, "licence": self.licence,
                 "consent": self.consent, "note": self.note}  # fmt: skip
-        tensors = {"content": self.content.to(torch.int16), "expression": self.expression.to(torch.uint8),
+        tensors = {"content": self.content.to(torch.int32), "expression": self.expression.to(torch.uint8),
                    "prosody": self.prosody.to(torch.int16), "codes": self.codes.to(torch.int16)}  # fmt: skip
         try:
             save_tensors(path, tensors, meta)
