@@ -12,7 +12,7 @@ import numpy as np
 from vivavoce.core import audio
 from vivavoce.core.checkpoint import atomic_path
 from vivavoce.core.errors import AudioError, VivavoceError
-from vivavoce.eval.judges import RATE, VOICED, JudgeError, PitchJudge
+from vivavoce.eval.judges import RATE, JudgeError, PitchJudge
 
 MAX_BYTES = 120_000
 SURFACE, INK, LINE = "#fcfcfb", "#3a3a38", "#19e3d2"
@@ -55,8 +55,8 @@ def draw(source: str | Path, converted: str | Path, out: str | Path) -> int:
         ax.imshow(spectrogram(wave), origin="lower", aspect="auto", cmap="magma", vmin=-70, vmax=0,
                   extent=(0, len(wave) / RATE, 0, 5000), interpolation="bilinear")  # fmt: skip
         if pitch is not None:
-            times, hz, confidence = pitch.track(wave)
-            ax.plot(times, np.where(confidence >= VOICED, hz, np.nan), color=LINE, linewidth=1.6, label="F0")
+            times, hz, on = pitch.track(wave)
+            ax.plot(times, np.where(on, hz, np.nan), color=LINE, linewidth=1.6, label="F0")
         ax.set(xlim=(0, seconds), ylim=(0, 5000), yticks=range(0, 5001, 1000), yticklabels=range(6))
         ax.set_title(f"{title}: {Path(path).name}", loc="left", fontsize=9, color=INK)
         ax.set_ylabel("kHz", fontsize=8, color=INK)

@@ -1,11 +1,13 @@
-"""A vocal event tagger: which of laugh, cry, sigh, scream, other burst and speech is heard, and when.
+"""A small tagger of audio clips, in two instances: which vocal event is heard, and when; which emotion is heard.
 
-Log-mel, a small non-causal ConvNeXt over 40 ms steps, one sigmoid a class and step; clips are pooled by
-attention. It judges converted audio, so it shares nothing with the converter: own spectrum, own weights.
+Log-mel, a small non-causal ConvNeXt over 40 ms steps, a score a label and step; clips are pooled by attention.
+Events may coincide (a sigmoid a label), emotions exclude one another (a softmax). It judges converted audio, so
+it shares nothing with the converter: own spectrum, own weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -35,7 +37,9 @@ CLASS_OF = {  # corpus vocalisation -> label
     "burst": "other", "groan": "other", "gasp": "other", "cough": "other", "grunt": "other", "shout": "other",
     "moan": "other", "none": "speech",
 }  # fmt: skip
+EMOTIONS = ("neutral", "happy", "sad", "angry", "fear", "disgust", "surprise", "pain")
 STEM = Path(__file__).with_name("tagger")  # .json and .safetensors beside this file
+EMOTION_STEM = Path(__file__).with_name("emotion")
 
 
 @dataclass
@@ -50,6 +54,7 @@ class TaggerConfig:
     kernel_size: int = 7
     expansion: int = 2
     dropout: float = 0.1
+    exclusive: bool = False  # one label a clip (softmax) or any number (sigmoids)
 
     @property
     def step_seconds(self) -> float:
@@ -115,12 +120,13 @@ class Block(nn.Module):
 
 
 class Tagger(nn.Module):
-    """See the module's docstring. `labels`, `thresholds` and `scores` come from its JSON file."""
+    """See the module's docstring. `labels`, `thresholds` and `card` (its scores) come from its JSON file."""
 
-    def __init__(self, config: TaggerConfig | None = None) -> None:
+    def __init__(self, config: TaggerConfig | None = None, labels: Sequence[str] = LABELS) -> None:
         super().__init__()
         self.config = c = config or TaggerConfig()
-        self.thresholds = dict.fromkeys(LABELS, 0.5)
+        self.labels = tuple(labels)
+        self.thresholds = dict.fromkeys(self.labels, 1 / len(self.labels) if c.exclusive else 0.5)
         self.card: dict[str, Any] = {}
         self.framing = Framing(2 * c.hop, c.hop)
         self.mel = LogMel(c.sample_rate, 2 * c.hop, c.n_mels)
@@ -129,7 +135,7 @@ class Tagger(nn.Module):
             Block(c.dim, c.kernel_size, c.expansion, c.dropout, scale=1.0 / c.depth) for _ in range(c.depth)
         )
         self.norm = nn.LayerNorm(c.dim)
-        self.out = nn.Linear(c.dim, 2 * len(LABELS))  # what is heard, and how much this step counts
+        self.out = nn.Linear(c.dim, 2 * len(self.labels))  # what is heard, and how much this step counts
 
     def spectrum(self, wave: Tensor) -> Tensor:
         """Wave [B, T * hop] -> natural-log mel amplitudes [B, T, n_mels]."""
@@ -160,8 +166,12 @@ class Tagger(nn.Module):
         x = F.pad(0.5 * x / x.abs().max().clamp_min(1e-6), (0, -x.shape[1] % self.config.hop))
         mel = self.spectrum(x)
         clip, steps = self(mel, torch.tensor([mel.shape[1]], device=mel.device))
-        scores = dict(zip(LABELS, clip[0].sigmoid().tolist()))
-        return Tags(scores, self.thresholds, steps[0].sigmoid().cpu().numpy(), self.config.step_seconds)
+        scores, frames = self.probabilities(clip[0]).tolist(), self.probabilities(steps[0]).cpu().numpy()
+        return Tags(dict(zip(self.labels, scores)), self.thresholds, frames, self.config.step_seconds)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits [..., labels] -> probabilities."""
+        return logits.softmax(-1) if self.config.exclusive else logits.sigmoid()
 
     def save(self, stem: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write `stem`.safetensors and `stem`.json (config, labels, thresholds, and the rest of `card`)."""
@@ -170,20 +180,20 @@ class Tagger(nn.Module):
         save_tensors(stem.with_suffix(".safetensors"), tensors, {"model_type": "tagger"})
         head = {"model_type": "tagger", "format_version": FORMAT_VERSION, "config": to_dict(self.config)}
         write_json(stem.with_suffix(".json"),
-                   {**head, "labels": list(LABELS), "thresholds": self.thresholds, **self.card})  # fmt: skip
+                   {**head, "labels": list(self.labels), "thresholds": self.thresholds, **self.card})  # fmt: skip
 
 
-def load_tagger(stem: str | Path = STEM) -> Tagger:
-    """Read what `Tagger.save` wrote. Raises CheckpointError: a file that is missing or does not fit."""
+def load_tagger(stem: str | Path = STEM, labels: Sequence[str] = LABELS) -> Tagger:
+    """Read what `Tagger.save` wrote. Raises CheckpointError: a file that is missing or does not fit `labels`."""
     where = Path(stem).with_suffix(".json")
     card = read_json(where)
     kind = card.pop("model_type", None) if isinstance(card, dict) else None
     if kind != "tagger" or card.pop("format_version", None) != FORMAT_VERSION:
-        raise CheckpointError(f"{where}: not a tagger of format {FORMAT_VERSION}; train recipes/tagger.yaml")
-    if card.pop("labels", None) != list(LABELS) or set(card.get("thresholds", {})) != set(LABELS):
-        raise CheckpointError(f"{where}: other labels than {', '.join(LABELS)}; train it again")
+        raise CheckpointError(f"{where}: not a tagger of format {FORMAT_VERSION}; train recipes/{where.stem}.yaml")
+    if card.pop("labels", None) != list(labels) or set(card.get("thresholds", {})) != set(labels):
+        raise CheckpointError(f"{where}: other labels than {', '.join(labels)}; train it again")
     try:
-        model = Tagger(from_dict(TaggerConfig, card.pop("config", {}), str(where)))
+        model = Tagger(from_dict(TaggerConfig, card.pop("config", {}), str(where)), labels)
     except ConfigError as e:
         raise CheckpointError(str(e)) from None
     weights = Path(stem).with_suffix(".safetensors")
@@ -195,5 +205,11 @@ def load_tagger(stem: str | Path = STEM) -> Tagger:
 
 @lru_cache(maxsize=1)
 def shipped() -> Tagger:
-    """The tagger beside this file, loaded once."""
+    """The event tagger beside this file, loaded once."""
     return load_tagger()
+
+
+@lru_cache(maxsize=1)
+def shipped_emotion() -> Tagger:
+    """The emotion tagger beside this file, loaded once."""
+    return load_tagger(EMOTION_STEM, EMOTIONS)
