@@ -16,10 +16,12 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +31,22 @@ from tqdm import tqdm
 
 from vivavoce.core.audio import SUFFIXES
 from vivavoce.core.checkpoint import read_json, write_json
-from vivavoce.core.errors import AudioError, CorpusError
+from vivavoce.core.errors import AudioError, ConfigError, CorpusError
 from vivavoce.core.resample import resample
 
 RATE, HOP = 16000, 320
 NO_LABEL = 65535
 PACK_FORMAT = 1
+TOLD = 20  # unreadable clips that are named; the rest is counted
+
+Prepared = tuple[np.ndarray, np.ndarray]  # int16 samples [frames * hop]; F0 and confidence [frames, 2]
 
 
 @dataclass
 class PrepareConfig:
     """Where a corpus lies and what of it to take."""
 
-    corpus: str  # folder with manifest.jsonl, or any folder of recordings (a sub-folder a speaker)
+    corpus: str  # manifest (.jsonl), folder with manifest.jsonl or dataset.json, or of recordings by speaker
     out: str  # the pack
     exclude_licences: list[str] = field(default_factory=lambda: ["NC", "ND", "GFDL"])  # from the train split
     teacher: str | None = None  # .npz label file with clip_ids, offsets, lengths and an array of labels
@@ -51,13 +56,31 @@ class PrepareConfig:
     limit: int | None = None  # clips, for trials
 
 
+def check_grid(name: str, rate: int, hop: int, where: str, want_rate: int = RATE, want_hop: int = HOP) -> None:
+    """Raise ConfigError, naming both sides, when a model's sample rate (Hz) or hop is not that of its data."""
+    if (rate, hop) != (want_rate, want_hop):
+        raise ConfigError(f"{name}: made for {rate} Hz and hop {hop}, but {where} holds {want_rate} Hz and hop "
+                          f"{want_hop}; train or choose one for that")
+
+
 def licence_parts(licence: str | None) -> set[str]:
     """`CC-BY-NC-SA-4.0` -> {CC, BY, NC, SA, 4.0}."""
     return set((licence or "unknown").upper().replace("_", "-").split("-"))
 
 
+def allowed(clip: dict[str, Any], exclude_licences: list[str]) -> bool:
+    """Whether a clip may be used: it is not of the train split, or its licence has none of these parts."""
+    banned = {x.upper() for x in exclude_licences}
+    return clip.get("split", "train") != "train" or not licence_parts(clip.get("licence")) & banned
+
+
+def corpus_root(corpus: str | Path) -> Path:
+    """The folder that relative paths of a corpus (a folder, or a manifest file) start from."""
+    return Path(corpus).parent if Path(corpus).suffix == ".jsonl" else Path(corpus)
+
+
 def scan(corpus: str | Path) -> list[dict[str, Any]]:
-    """The clips of a corpus: its manifest's lines, or, without one, every recording below the folder.
+    """The clips of a corpus: the lines of a manifest, or, without one, every recording below the folder.
 
     In a plain folder the speaker is the name of the sub-folder, and every tenth speaker (at least one
     clip) is held out for validation.
@@ -65,10 +88,12 @@ def scan(corpus: str | Path) -> list[dict[str, Any]]:
     Raises:
         CorpusError: no such folder, nothing in it, a malformed line, a repeated id.
     """
-    root = Path(corpus)
-    if not root.is_dir():
-        raise CorpusError(f"{root}: no such corpus folder")
-    manifest = root / "manifest.jsonl"
+    root = corpus_root(corpus)
+    manifest = Path(corpus) if root != Path(corpus) else root / "manifest.jsonl"
+    if not root.is_dir() or (root != Path(corpus) and not manifest.is_file()):
+        raise CorpusError(f"{corpus}: no such corpus folder or manifest")
+    if (root / "dataset.json").is_file() and not manifest.is_file():
+        raise CorpusError(f"{root}: a data set that is streamed (dataset.json); only prepare and tokenise read it")
     if manifest.is_file():
         clips = []
         for n, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
@@ -91,9 +116,8 @@ def scan(corpus: str | Path) -> list[dict[str, Any]]:
                           "speaker": speaker, "split": "valid" if valid else "train"})
     if not clips:
         raise CorpusError(f"{root}: no manifest.jsonl and no recordings ({', '.join(SUFFIXES)})")
-    ids = [c["id"] for c in clips]
-    if len(set(ids)) != len(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
+    twice = next((i for i, n in Counter(c["id"] for c in clips).items() if n > 1), None)
+    if twice is not None:
         raise CorpusError(f"{root}: clip id {twice!r} appears twice")
     return clips
 
@@ -104,25 +128,39 @@ def _tar_index(path: str) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
     return tar, {m.name.removeprefix("./"): m for m in tar.getmembers()}
 
 
-def read_clip(corpus: str | Path, clip: dict[str, Any]) -> np.ndarray:
-    """Decode one clip, loose or inside its tar shard, to mono float32 at 16 kHz, [samples].
+def read_clip(corpus: str | Path, clip: dict[str, Any], data: bytes | None = None) -> np.ndarray:
+    """Decode one clip to mono float32 at 16 kHz, [samples]: from `data`, loose, or inside its tar shard.
+
+    With `start_s` a clip is a stretch of `duration_s` of its file; with `channel` (from 1) one channel of it.
 
     Raises:
         CorpusError: missing, unreadable, empty or not finite.
     """
     import soundfile
 
-    name = f"{clip.get('shard') or corpus}:{clip['path']}"
+    corpus = corpus_root(corpus)
+    name = f"{clip.get('shard') or corpus}:{clip.get('path') or clip['id']}"
     try:
-        if clip.get("shard"):
+        if data is not None:
+            x, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        elif clip.get("shard"):
             tar, index = _tar_index(str(Path(corpus) / clip["shard"]))
             handle = tar.extractfile(index[clip["path"]])
             if handle is None:
                 raise KeyError(f"{clip['path']} is no file")
             x, rate = soundfile.read(io.BytesIO(handle.read()), dtype="float32", always_2d=True)
         else:
-            x, rate = soundfile.read(str(Path(corpus) / clip["path"]), dtype="float32", always_2d=True)
-    except (KeyError, OSError, tarfile.TarError, RuntimeError) as e:
+            with soundfile.SoundFile(str(Path(corpus) / clip["path"])) as f:
+                rate = f.samplerate
+                if clip.get("start_s") is not None:
+                    f.seek(round(clip["start_s"] * rate))
+                n = -1 if clip.get("start_s") is None else round(clip["duration_s"] * rate)
+                x = f.read(n, dtype="float32", always_2d=True)
+        if clip.get("channel"):
+            x = x[:, clip["channel"] - 1 : clip["channel"]]
+            if not x.shape[1]:
+                raise KeyError(f"it has no channel {clip['channel']}")
+    except (KeyError, TypeError, OSError, tarfile.TarError, RuntimeError) as e:
         raise CorpusError(f"{name}: cannot be read ({e})") from None
     if len(x) == 0 or not np.isfinite(x).all():
         raise CorpusError(f"{name}: {'empty' if len(x) == 0 else 'NaN or infinite samples'}")
@@ -152,11 +190,10 @@ def track_pitch(x: np.ndarray, frames: int) -> np.ndarray:
     return np.stack((hz, conf), 1).astype(np.float32)
 
 
-def _prepare_one(job: tuple[str, dict[str, Any], bool]) -> tuple[np.ndarray, np.ndarray] | str:
+def _prepare_one(corpus: str, clip: dict[str, Any], data: bytes | None, pitch: bool) -> Prepared | str:
     torch.set_num_threads(1)
-    corpus, clip, pitch = job
     try:
-        x = read_clip(corpus, clip)
+        x = read_clip(corpus, clip, data)
     except CorpusError as e:
         return str(e)
     frames = -(-len(x) // HOP)
@@ -173,19 +210,15 @@ def prepare(config: PrepareConfig) -> Path:
     """
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    clips = scan(config.corpus)
-    banned = {x.upper() for x in config.exclude_licences}
-    clips = [c for c in clips if c.get("split", "train") != "train" or not licence_parts(c.get("licence")) & banned]
-    clips = clips[: config.limit]
-    if not clips:
-        raise CorpusError(f"{config.corpus}: every clip is excluded by exclude_licences={config.exclude_licences}")
+    clips, total = wanted(config.corpus, config.exclude_licences)
+    total = config.limit if total is None else min(total, config.limit or total)
     teacher = _read_teacher(config)
     _check_same(out, config)
     done = _resume(out)
-    todo = [c for c in clips if c["id"] not in done["ids"]]
-    offset, skipped = done["offset"], 0
-    jobs = ((config.corpus, c, config.pitch) for c in todo)
-    bar = tqdm(total=len(clips), initial=len(done["ids"]), desc="prepare", unit="clip")
+    offset, seen, skipped = done["offset"], 0, 0
+    todo = ((config.corpus, c, data, config.pitch) for c, data in islice(clips, config.limit)
+            if c["id"] not in done["ids"])  # fmt: skip
+    bar = tqdm(total=total, initial=len(done["ids"]), desc="prepare", unit="clip")
     with (
         ProcessPoolExecutor(max(1, config.workers)) as pool,
         open(out / "audio.i16", "ab") as audio,
@@ -194,11 +227,13 @@ def prepare(config: PrepareConfig) -> Path:
         open(out / "manifest.jsonl", "a", encoding="utf-8") as manifest,
         bar,
     ):
-        for clip, result in zip(todo, pool.map(_prepare_one, jobs, chunksize=8)):
+        for (_, clip, _, _), result in in_order(pool, _prepare_one, todo, 8 * max(1, config.workers)):
             bar.update()
+            seen += 1
             if isinstance(result, str):
                 skipped += 1
-                tqdm.write(f"skipped: {result}")
+                if skipped <= TOLD:
+                    tqdm.write(f"skipped: {result}" + " (further ones are counted only)" * (skipped == TOLD))
                 continue
             x, f0 = result
             frames = len(f0)
@@ -211,10 +246,44 @@ def prepare(config: PrepareConfig) -> Path:
             manifest.flush()
             offset += frames
     if not offset:
-        raise CorpusError(f"{config.corpus}: none of its {len(clips)} clips could be read")
+        raise CorpusError(f"{config.corpus}: none of its {seen} clips could be read")
     write_json(out / "pack.json", {"format": PACK_FORMAT, "sample_rate": RATE, "hop": HOP, "frames": offset,
                                    "skipped": skipped, "corpus_fields": "see manifest.jsonl"})
     return out
+
+
+def wanted(
+    corpus: str, exclude_licences: list[str]
+) -> tuple[Iterable[tuple[dict[str, Any], bytes | None]], int | None]:
+    """The clips whose licence lets them be used, with their audio where a data set streams it; and their number,
+    where it is known.
+
+    Raises:
+        CorpusError: no clip is left; see `scan` and `HubSource`.
+    """
+    from vivavoce.recipes.corpora.hub import HubSource, is_dataset
+
+    if is_dataset(corpus):
+        source = HubSource(corpus)
+        if not allowed({"split": "train", **source.same}, exclude_licences) and not source.official("valid", "test"):
+            raise CorpusError(f"{corpus}: every clip is excluded by exclude_licences={exclude_licences}")
+        return (row for row in source if allowed(row[0], exclude_licences)), None
+    clips = [c for c in scan(corpus) if allowed(c, exclude_licences)]
+    if not clips:
+        raise CorpusError(f"{corpus}: every clip is excluded by exclude_licences={exclude_licences}")
+    return ((c, None) for c in clips), len(clips)
+
+
+def in_order(pool: Executor, function: Callable[..., Any], jobs: Iterable[tuple], ahead: int) -> Iterator[tuple]:
+    """`(job, function(*job))` for each job in turn, at most `ahead` of them in memory (`Executor.map` takes all)."""
+    waiting: deque[tuple[tuple, Any]] = deque()
+    for job in jobs:
+        waiting.append((job, pool.submit(function, *job)))
+        if len(waiting) >= ahead:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for job, future in waiting:
+        yield job, future.result()
 
 
 def _check_same(out: Path, config: PrepareConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,26 @@ def clean_pitch(pitch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return hz[index], periodicity
 
 
-def weights(clips: list[dict[str, Any]], boost: dict[str, float]) -> np.ndarray:
-    """Sampling weights: duration to the power 3/4, times `boost` by vocalisation, emotion or source."""
-    w = np.array([c["frames"] ** 0.75 for c in clips])
-    for i, c in enumerate(clips):
-        for key in ("vocalisation", "emotion", "source"):
-            w[i] *= boost.get(str(c.get(key)), 1.0)
+def weights(
+    frames: np.ndarray, boost: dict[str, float], labels: Callable[[str], tuple[np.ndarray, list[Any]]]
+) -> np.ndarray:
+    """Sampling weights [clips]: duration to the power 3/4, times `boost` by vocalisation, emotion or source.
+
+    Args:
+        frames: length of each clip.
+        labels: a field's name -> integers [clips] into the list of its values; -1 where a clip has none.
+    """
+    w = frames.astype(np.float64) ** 0.75
+    for field in ("vocalisation", "emotion", "source") if boost else ():
+        index, values = labels(field)
+        w *= np.array([boost.get(str(v), 1.0) for v in (*values, None)])[index]
     return w / w.sum()
+
+
+def encode(values: list[Any]) -> tuple[np.ndarray, list[Any]]:
+    """Values -> integers into the list of distinct ones; -1 for None."""
+    distinct = {v: i for i, v in enumerate(dict.fromkeys(v for v in values if v is not None))}
+    return np.array([distinct.get(v, -1) for v in values], np.int64), list(distinct)
 
 
 class Crops:
@@ -48,7 +62,8 @@ class Crops:
         self.pack, self.frames, self.clips = pack, frames, pack.split(split)
         if not self.clips:
             raise CorpusError(f"{pack.folder}: no clip in split {split!r}")
-        self.cumulative = np.cumsum(weights(self.clips, boost or {}))
+        lengths = np.array([c["frames"] for c in self.clips])
+        self.cumulative = np.cumsum(weights(lengths, boost or {}, lambda f: encode([c.get(f) for c in self.clips])))
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """One crop: wave [frames * hop], f0, periodicity, teacher [frames], and its clip's index."""

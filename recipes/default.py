@@ -15,7 +15,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from vivavoce.codec import Codec
+from vivavoce.codec import Codec, EncodecVoice, load_codec
 from vivavoce.core.checkpoint import FORMAT_VERSION, PretrainedModule, read_json, write_json
 from vivavoce.core.config import from_dict, to_dict
 from vivavoce.core.errors import ConfigError
@@ -37,11 +37,26 @@ class DefaultRecipe:
     corpus: str
     out: str  # pack/, runs, tokens/ and, at the end, model/
     prepare: dict = field(default_factory=dict)  # see recipes.corpus.PrepareConfig
-    codec: dict = field(default_factory=dict)  # recipes.train_codec.CodecRecipe
+    codec: Any = field(default_factory=dict)  # recipes.train_codec.CodecRecipe, or the name of a finished codec
     units: dict = field(default_factory=dict)  # recipes.train_units.UnitsRecipe
     pitch: dict = field(default_factory=dict)  # the same: its pitch tracker alone, further
     tokenise: dict = field(default_factory=dict)  # recipes.tokenise.TokeniseConfig
     lm: dict = field(default_factory=dict)  # recipes.train_lm.LMRecipe
+
+
+@dataclass
+class FinishedCodec:
+    """A codec that is taken as it is, such as `encodec_24khz`: the first codebooks of it, which the model writes."""
+
+    name: str
+    codebooks: int
+
+    def ship(self, model: Path) -> None:
+        """Put it into the model folder."""
+        codec = load_codec(self.name)
+        if isinstance(codec, EncodecVoice):
+            codec.model.keep(self.codebooks)
+        codec.save_pretrained(model / "codec")
 
 
 def stages(recipe: DefaultRecipe) -> dict[str, Any]:
@@ -61,14 +76,21 @@ def stages(recipe: DefaultRecipe) -> dict[str, Any]:
         start = yaml.safe_load((HERE / base).read_text(encoding="utf-8")) if base else {}
         return from_dict(cls, _merge(_merge(start, given), section), name)
 
-    codec = build("codec", train_codec.CodecRecipe, {"pack": pack, "train": {"out": str(out / "codec")}})
+    codec: Any
+    if isinstance(recipe.codec, str):
+        books = build("lm", train_lm.LMRecipe, {"tokens": tokens, "train": {"out": ""}}).model.n_codebooks
+        codec, size = FinishedCodec(recipe.codec, books), load_codec(recipe.codec).config.codebook_size
+    else:
+        codec = build("codec", train_codec.CodecRecipe, {"pack": pack, "train": {"out": str(out / "codec")}})
+        size = codec.model.codebook_size
     units = build("units", train_units.UnitsRecipe, {"pack": pack, "train": {"out": str(out / "units")}})
     further = {"pack": pack, "start_from": str(out / "units" / "export"), "only_pitch": True,
-               "model": to_dict(units.model), "train": {"out": str(out / "pitch")}}  # fmt: skip
+               "train": {"out": str(out / "pitch")}}  # fmt: skip
     agreed = {
         "content_units": units.model.content_units,
+        "content_levels": units.model.content_levels,
         "expression_levels": units.model.expression_levels,
-        "codebook_size": codec.model.codebook_size,
+        "codebook_size": size,
     }
     lm = {"tokens": tokens, "codec": shipped["codec"], "train": {"out": str(out / "lm")}, "model": agreed}
     return {
@@ -116,6 +138,9 @@ def run(recipe: DefaultRecipe) -> Path:
                 corpus.prepare(config)
         elif name == "tokenise":
             tokenise.run(config)
+        elif isinstance(config, FinishedCodec):
+            if main:
+                config.ship(out / "model")
         else:
             RECIPES[name].run(config)
             _check_complete(name, config.train)
@@ -146,9 +171,9 @@ def ship(part: str, trained: Path, model: Path) -> None:
 
 def assemble(model: Path) -> None:
     """Make a model folder of the parts in it. Raises CheckpointError when one is missing."""
-    codec = Codec.from_pretrained(model / "codec").config
+    rate, hop = load_codec(model / "codec").hears
     (model / "voices").mkdir(exist_ok=True)
     write_json(model / "config.json", {
-        "model_type": "vivavoce", "format_version": FORMAT_VERSION, "sample_rate": codec.sample_rate,
-        "hop": codec.hop, "parts": list(PARTS),
+        "model_type": "vivavoce", "format_version": FORMAT_VERSION, "sample_rate": rate,
+        "hop": hop, "parts": list(PARTS),
     })  # fmt: skip

@@ -97,7 +97,8 @@ def run(config: LabelConfig, teacher: Teacher | None = None) -> dict[str, float]
             raise CorpusError(f"{config.corpus}: no clip could be read")
         x = np.memmap(path, np.float16, "r").reshape(sum(lengths), -1)
         offsets = np.concatenate(([0], np.cumsum(lengths)))
-        phones = np.concatenate([_phones(config, spans.get(c["id"], []), n) for c, n in zip(kept, lengths)])
+        phones = np.concatenate([phones_of(spans.get(c["id"], []), n, config.spans_earlier)
+                                 for c, n in zip(kept, lengths)])  # fmt: skip
         train = [c.get("split", "train") == "train" for c in kept]
         used = [t and not licence_parts(c.get("licence")) & banned for t, c in zip(train, kept)]
         rows = np.sort(rng.permutation(np.flatnonzero(np.repeat(used, lengths)))[: config.fit_frames])
@@ -119,21 +120,34 @@ def run(config: LabelConfig, teacher: Teacher | None = None) -> dict[str, float]
 def fit(config: LabelConfig, x: np.ndarray, phones: np.ndarray) -> tuple[Any, Any]:
     """Features [N, dim] and their phonemes [N] -> projection and k-means of scikit-learn."""
     from sklearn.cluster import MiniBatchKMeans
-    from sklearn.decomposition import PCA
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     if len(x) < config.units:
         raise CorpusError(f"{config.corpus}: {len(x)} frames to fit {config.units} units; lower units=")
-    known = phones != UNKNOWN
-    if (n := len(np.unique(phones[known]))) > 1:
-        dims = min(config.dims, x.shape[1], n - 1)
-        projection: Any = LinearDiscriminantAnalysis(n_components=dims).fit(x[known], phones[known])
-    elif config.phonemes:
-        raise CorpusError(f"{config.phonemes}: its spans name fewer than two phonemes in the training clips")
-    else:
-        projection = PCA(min(config.dims, x.shape[1]), whiten=True, random_state=config.seed).fit(x)
+    projection = (discriminant(config.phonemes, config.dims, x, phones) if config.phonemes
+                  else whitening(config.dims, config.seed, x))  # fmt: skip
     kmeans = MiniBatchKMeans(config.units, batch_size=4096, n_init=3, random_state=config.seed)
     return projection, kmeans.fit(projection.transform(x).astype(np.float32))
+
+
+def discriminant(name: str, dims: int, x: np.ndarray, phones: np.ndarray) -> Any:
+    """scikit-learn's LDA of features [N, dim] against phonemes [N], to at most `dims` dimensions.
+
+    Raises:
+        CorpusError: the phoneme file `name` says too little of these frames.
+    """
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    known = phones != UNKNOWN
+    if (n := len(np.unique(phones[known]))) < 2:
+        raise CorpusError(f"{name}: its spans name fewer than two phonemes in the training clips")
+    return LinearDiscriminantAnalysis(n_components=min(dims, x.shape[1], n - 1)).fit(x[known], phones[known])
+
+
+def whitening(dims: int, seed: int, x: np.ndarray) -> Any:
+    """scikit-learn's PCA of features [N, dim] to at most `dims` dimensions of unit variance."""
+    from sklearn.decomposition import PCA
+
+    return PCA(min(dims, x.shape[1]), whiten=True, random_state=seed).fit(x)
 
 
 def _features(config: LabelConfig, clips: list[dict], teacher: Teacher) -> Iterator[tuple[dict, np.ndarray]]:
@@ -180,11 +194,11 @@ def read_phonemes(path: str) -> dict[str, list[tuple[int, float, float]]]:
         raise CorpusError(f"{path}: not a phoneme file ({e!r}); a line is {{id, phonemes, spans}}") from None
 
 
-def _phones(config: LabelConfig, spans: list[tuple[int, float, float]], frames: int) -> np.ndarray:
-    """Phoneme index of each frame, UNKNOWN between spans."""
+def phones_of(spans: list[tuple[int, float, float]], frames: int, earlier: int = 0) -> np.ndarray:
+    """Phoneme index of each frame, UNKNOWN between spans; `earlier`: frames by which the spans lie late."""
     out = np.full(frames, UNKNOWN)
     for phone, *ends in spans:
-        a, b = (max(0, round(t * RATE / HOP) - config.spans_earlier) for t in ends)
+        a, b = (max(0, round(t * RATE / HOP) - earlier) for t in ends)
         out[a:b] = phone
     return out
 

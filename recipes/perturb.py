@@ -1,10 +1,13 @@
 """Speaker perturbation in the mel domain: what changes here is what the units are taught to forget.
 
 Frequency warping moves formants and pitch together (vocal tract length perturbation, Jaitly & Hinton
-2013); a smooth random equaliser changes timbre and channel (NANSY, Choi et al. 2021).
+2013); a smooth random equaliser changes timbre and channel (NANSY, Choi et al. 2021). `perturb_wave` does the same
+to waveforms, for encoders that hear nothing else.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -38,3 +41,40 @@ def perturb(mel: Tensor, warp: float = 0.17, eq_db: float = 5.0, noise: float = 
     factor = torch.exp((torch.rand(b, device=mel.device) * 2 - 1) * warp)
     out = warp_mel(mel, factor) + random_equaliser(b, m, eq_db, mel.device)
     return out + noise * torch.randn_like(out)
+
+
+def warp_wave(x: Tensor, factor: Tensor, window: int = 1024, hop: int = 256) -> Tensor:
+    """Waveform [B, n] with every frequency multiplied by `factor` [B], durations kept: a phase vocoder (Flanagan &
+    Golden 1966) that moves magnitudes up the spectrum and lets phases run faster by the same factor."""
+    hann = torch.hann_window(window, device=x.device)
+    spectrum = torch.stft(x, window, hop, window=hann, return_complex=True, pad_mode="constant")  # [B, bins, frames]
+    bins = spectrum.shape[1]
+    place = (torch.arange(bins, device=x.device) / factor[:, None])[..., None]  # where each bin's content comes from
+    low, inside = place.floor().long().clamp(max=bins - 2), place <= bins - 1
+
+    def moved(values: Tensor, nearest: bool) -> Tensor:
+        a, b = (values.gather(1, i.expand(-1, -1, values.shape[2])) for i in (low, low + 1))
+        w = (place - low).clamp(0, 1)
+        return torch.where(w < 0.5, a, b) if nearest else a + w * (b - a)
+
+    turn = 2 * math.pi * hop / window * torch.arange(bins, device=x.device)[:, None]  # of a bin's centre, a hop
+    angle = spectrum.angle()
+    advance = torch.diff(angle, dim=2, prepend=angle[:, :, :1] * 0) - turn
+    advance = advance - 2 * math.pi * torch.round(advance / (2 * math.pi)) + turn
+    phase = (moved(advance, True) * factor[:, None, None]).double().cumsum(2)
+    out = torch.polar(moved(spectrum.abs(), False) * inside, phase.remainder(2 * math.pi).float())
+    return torch.istft(out, window, hop, window=hann, length=x.shape[1])
+
+
+def perturb_wave(x: Tensor, warp: float = 0.17, eq_db: float = 5.0, noise: float = 0.003) -> Tensor:
+    """Another speaker's version of waveforms [B, ...], flattened to samples and given back in their shape: random
+    warp, equaliser, and noise of `noise` times the waveform's own root mean square."""
+    flat = x.flatten(1)
+    factor = torch.exp((torch.rand(len(flat), device=x.device) * 2 - 1) * warp)
+    out = warp_wave(flat, factor)
+    hann = torch.hann_window(512, device=x.device)
+    spectrum = torch.stft(out, 512, 128, window=hann, return_complex=True, pad_mode="constant")
+    spectrum = spectrum * torch.exp(random_equaliser(len(flat), spectrum.shape[1], eq_db, x.device)).transpose(1, 2)
+    out = torch.istft(spectrum, 512, 128, window=hann, length=flat.shape[1])
+    level = flat.square().mean(1, keepdim=True).sqrt()
+    return (out + noise * level * torch.randn_like(out)).reshape(x.shape)

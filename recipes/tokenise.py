@@ -1,4 +1,4 @@
-"""A pack -> Parquet shards of source units and codec codes, and back as flat arrays for the language model.
+"""A pack, or a data set as it streams in -> Parquet shards of source units and codec codes (read by recipes.tokens).
 
     tokens.json                what the tokens were made with; shards of other models or settings are refused
     {split}/{shard:05d}.parquet    a row a clip; `datasets.load_dataset("parquet", data_dir=...)` reads them
@@ -7,10 +7,17 @@ A row carries every manifest field of its clip and, over its `frames` (T), row-m
 
     content [T]  expression [T, channels]      units of the clip, as the live path computes them
     prosody [T, 3]                             pitch, periodicity and level; see units.prosody
-    codes [T, codebooks]                       of the codec
+    codes [T, codebooks]                       of the codec; [code_frames, codebooks] where its frames are shorter
     content_1, expression_1, content_2, ...    units of speaker-perturbed views of the clip
 
-Everything is aligned: the look-ahead of the unit encoder is taken out.
+Everything is aligned: the look-ahead of the unit encoder is taken out. `Tokens` gives all of it frame by frame of the
+codec, each with the units that cover it (core.grid).
+
+What a shard holds follows from its number and the settings alone, and a shard appears whole or not at all. So work
+is shared without claims or clocks: the first process lists what is missing and tells the others, and each takes every
+n-th of that list. Whoever is killed loses the shard under its hands; the next run, or the restart that
+`accelerate launch --max_restarts` makes, lists anew what is missing and deals it out over whatever processes there
+are. Nothing is lost, as a run ends in an error while shards are missing; nothing doubled, as a number is a file name.
 """
 
 from __future__ import annotations
@@ -19,8 +26,9 @@ import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,28 +38,36 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vivavoce.codec import Codec
+from vivavoce.codec import codec_folder, load_codec
 from vivavoce.core.checkpoint import atomic_path, read_json, resolve_folder, write_json
-from vivavoce.core.errors import CheckpointError, ConfigError, CorpusError
-from vivavoce.recipes.corpus import HOP, RATE, Pack
-from vivavoce.recipes.perturb import perturb
-from vivavoce.units import UnitEncoder
+from vivavoce.core.errors import ConfigError, CorpusError
+from vivavoce.core.grid import Grid
+from vivavoce.recipes.corpora.hub import is_dataset
+from vivavoce.recipes.corpus import HOP, RATE, check_grid
+from vivavoce.recipes.perturb import perturb, perturb_wave
+from vivavoce.recipes.sources import Job, PackSource, Source, StreamSource
+from vivavoce.recipes.tokens import TOKENS_FORMAT, Tokens, TokenSplit, shard_path
+from vivavoce.units import HubertUnits, load_units
 from vivavoce.units.prosody import quantise
 
-TOKENS_FORMAT = 1
+__all__ = ["TokenSplit", "TokeniseConfig", "Tokeniser", "Tokens", "run"]
+
+TYPES = {"codes": np.uint16, "prosody": np.int16, "content": np.uint32, "expression": np.uint8}
+STALE_S = 600.0  # after which a half-written shard has no writer any more
 
 
 @dataclass
 class TokeniseConfig:
     """`vivavoce tokenize` reads this."""
 
-    pack: str
+    pack: str  # a pack, or a corpus folder with a dataset.json, which is streamed and need not fit on the disk
     codec: str  # model folders or hub ids
     units: str
     out: str
     splits: list[str] = field(default_factory=lambda: ["train", "valid", "test"])
     views: int = 2  # speaker-perturbed versions of each clip's units
-    shard_clips: int = 512
+    shard_clips: int = 512  # of a pack; a streamed data set gives a shard for each of its own
+    exclude_licences: list[str] = field(default_factory=lambda: ["NC", "ND", "GFDL"])  # from a stream
     batch_frames: int = 1500  # frames in a batch, padding included; about 30 s keeps activations in cache
     threads: int | None = None  # CPU threads of a process
     workers: int = 1  # processes on this machine; on several, use `accelerate launch`
@@ -68,12 +84,18 @@ class Tokeniser:
         if config.precision not in ("no", "bf16"):
             raise ConfigError(f"precision {config.precision!r}: use no or bf16")
         self.config, self.device = config, torch.device(device)
-        self.codec = Codec.from_pretrained(config.codec).to(device)
-        self.units = UnitEncoder.from_pretrained(config.units).to(device)
-        for name, c in ((config.codec, self.codec.config), (config.units, self.units.config)):
-            if (c.sample_rate, c.hop) != (RATE, HOP):
-                raise CheckpointError(f"{name}: made for {c.sample_rate} Hz and hop {c.hop}; "
-                                      f"packs hold {RATE} Hz and hop {HOP}")
+        self.codec = load_codec(config.codec).to(device)
+        self.units = load_units(config.units).to(device)
+        self.whole_clips = isinstance(self.units, HubertUnits)  # hears both ways: a clip, unpadded, at a time
+        own = self.units.config.sample_rate, self.units.config.hop
+        for name, (rate, hop) in ((config.codec, self.codec.hears), (config.units, own)):
+            check_grid(name, rate, hop, config.pack)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the token columns, in order."""
+        views = [f"{k}_{v}" for v in range(1, self.config.views + 1) for k in ("content", "expression")]
+        return ["codes", "prosody", "content", "expression", *views]
 
     @torch.inference_mode()
     def __call__(self, waves: list[np.ndarray], ids: list[str]) -> list[dict[str, np.ndarray]]:
@@ -93,26 +115,27 @@ class Tokeniser:
             other = self._perturbed(mel.cpu(), lengths, ids, v).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=c.precision == "bf16"):
                 columns |= {f"{k}_{v}": y for k, y in self._units(other).items()}
-        types = {"codes": np.uint16, "prosody": np.int16, "content": np.uint16, "expression": np.uint8}
-        arrays = {k: y.cpu().numpy().astype(types[k.split("_")[0]]) for k, y in columns.items()}
-        return [{k: a[i, :n].reshape(-1) for k, a in arrays.items()} for i, n in enumerate(lengths)]
+        arrays = {k: y.cpu().numpy().astype(TYPES[k.split("_")[0]]) for k, y in columns.items()}
+        long = {"codes": self.codec.grid.codes}
+        return [{k: a[i, : long.get(k, int)(n)].reshape(-1) for k, a in arrays.items()} for i, n in enumerate(lengths)]
 
-    def _units(self, mel: Tensor) -> dict[str, Tensor]:
-        """Log-mel [B, 2 (T + lookahead), M] -> content [B, T] and expression [B, T, channels]."""
-        h, _ = self.units.features(mel)
-        h = h[:, self.units.config.lookahead :]
-        _, expression = self.units.fsq(self.units.expression_head(h))
-        return {"content": self.units.content_head(h).argmax(-1), "expression": expression}
+    def _units(self, source: Tensor) -> dict[str, Tensor]:
+        """What `spectra` gave, of T + lookahead frames -> content [B, T] and expression [B, T, channels]."""
+        (content, expression), _ = self.units.read(source)
+        ahead = self.units.config.lookahead
+        return {"content": content[:, ahead:], "expression": expression[:, ahead:]}
 
     def _perturbed(self, mel: Tensor, lengths: list[int], ids: list[str], view: int) -> Tensor:
-        """Each clip's log-mel as another speaker's, drawn from (seed, clip id, view) alone, on the CPU."""
+        """Each clip's log-mel (or waveform in half hops) as another speaker's, drawn from (seed, clip id, view)
+        alone, on the CPU."""
         c, out = self.config, torch.zeros_like(mel)
+        change = perturb_wave if self.whole_clips else perturb
         with torch.random.fork_rng(devices=[]):
             for row, source, n, name in zip(out, mel, lengths, ids):
                 digest = hashlib.sha256(f"{c.seed}/{name}/{view}".encode()).digest()
                 torch.manual_seed(int.from_bytes(digest[:7], "little"))
                 n = 2 * (n + self.units.config.lookahead)
-                row[:n] = perturb(source[None, :n], c.warp, c.eq_db)[0]
+                row[:n] = change(source[None, :n], c.warp, c.eq_db)[0]
         return out
 
 
@@ -120,51 +143,62 @@ def run(config: TokeniseConfig) -> dict[str, float]:
     """Write (or finish) the shards. Processes of `accelerate launch` and workers share them by index.
 
     Returns:
-        hours of audio tokenised by this process in this call, and how many times faster than real time.
+        hours of audio tokenised by this process in this call, how many times faster than real time, and how many
+        clips of a stream could not be read.
 
     Raises:
-        CorpusError: no clips in the splits; `out` holds shards of other models or settings.
+        CorpusError: no clips in the splits; `out` holds shards of other models or settings; shards are missing
+            at the end.
     """
     from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
 
     state = PartialState(cpu=not torch.cuda.is_available())
     out, writer = Path(config.out), ShardWriter(config, str(state.device))
-    clips = {s: c for s in config.splits if (c := writer.pack.split(s))}
-    if not clips:
-        raise CorpusError(f"{config.pack}: no clip in splits {', '.join(config.splits)}")
     head = writer.head()
     if (out / "tokens.json").is_file():
         _check_same(out, head)
     state.wait_for_everyone()  # all have looked before one writes
     main = state.is_main_process
+    todo: list[list[Job]] = [[]]
     if main:
         out.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
         write_json(out / "tokens.json", head)
-    size = config.shard_clips
-    jobs = [(s, k) for s, c in clips.items() for k in range(-(-len(c) // size))]
-    jobs = [j for j in jobs[state.process_index :: state.num_processes] if not _shard(out, *j).is_file()]
-    total = sum(c["frames"] for s, k in jobs for c in clips[s][k * size : (k + 1) * size])
-    began, done, hour = time.monotonic(), 0, HOP / RATE / 3600
+        todo = [[j for j in writer.source.jobs if not all(p.is_file() for p in writer.paths(j))]]
+    jobs = broadcast_object_list(todo)[0][state.process_index :: state.num_processes]
+    total = writer.source.frames(jobs)
+    began, done, skipped, hour = time.monotonic(), 0, 0, HOP / RATE / 3600
     style = "{l_bar}{bar}| {n:.2f}/{total:.2f} h of audio [{elapsed}<{remaining}]"
+    style = style if total else "{desc}: {n:.2f} h of audio [{elapsed}]"
     with tqdm(total=total, unit_scale=hour, desc="tokenise", bar_format=style, disable=not main) as bar:
-        for frames in _work(writer, jobs):
-            done += frames
+        for frames, bad in _work(writer, jobs):
+            done, skipped = done + frames, skipped + bad
             bar.update(frames)
     state.wait_for_everyone()
-    return {"hours": done * hour, "times_real_time": done * HOP / RATE / max(time.monotonic() - began, 1e-9)}
+    missing = sum(len(Tokens(out).missing(s)) for s in head["shards"])
+    if missing:
+        raise CorpusError(f"{out}: {missing} shards are missing; run the same command again to make them")
+    result = {"hours": done * hour, "times_real_time": done * HOP / RATE / max(time.monotonic() - began, 1e-9)}
+    return {**result, "skipped": skipped} if skipped else result
 
 
-def _work(writer: ShardWriter, jobs: list[tuple[str, int]]) -> Iterator[int]:
-    """Do the shards in `jobs`, here or in worker processes, and yield frames as they are done."""
+def _work(writer: ShardWriter, jobs: list[Job]) -> Iterator[tuple[int, int]]:
+    """Do `jobs`, here or in worker processes; yields (frames done, clips skipped) as they come."""
     config = writer.config
     if config.workers <= 1 or len(jobs) < 2:
         for job in jobs:
-            yield from writer.write(*job)
+            yield from ((n, 0) for n in writer.write(*job))
+            yield 0, writer.source.take_skipped()
         return
     spawn = multiprocessing.get_context("spawn")  # a forked process hangs in torch's threads
     n = min(config.workers, len(jobs))
-    with ProcessPoolExecutor(n, spawn, _start_worker, (config, writer.device)) as pool:
-        yield from pool.map(_worker, jobs)
+    try:
+        with ProcessPoolExecutor(n, spawn, _start_worker, (config, writer.device)) as pool:
+            yield from pool.map(_worker, jobs)
+    except BrokenProcessPool:
+        raise CorpusError(f"{config.out}: a worker was killed (out of memory?); fewer workers= or a smaller "
+                          "batch_frames= may help, and the same command goes on with what is missing") from None
 
 
 _writer: ShardWriter  # of a worker process
@@ -175,25 +209,27 @@ def _start_worker(config: TokeniseConfig, device: str) -> None:
     _writer = ShardWriter(config, device)
 
 
-def _worker(job: tuple[str, int]) -> int:
-    return sum(_writer.write(*job))
+def _worker(job: Job) -> tuple[int, int]:
+    return sum(_writer.write(*job)), _writer.source.take_skipped()
 
 
 class ShardWriter:
-    """What a process needs to write shards: pack, models, the manifest's schema."""
+    """What a process needs to write shards: a source of clips, the models."""
 
     def __init__(self, config: TokeniseConfig, device: str) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config, self.device = config, device
-        self.pack = Pack(config.pack)
+        self.source: Source
+        if is_dataset(config.pack):
+            self.source = StreamSource(config.pack, config.splits, config.exclude_licences)
+        else:
+            self.source = PackSource(config.pack, config.splits, config.shard_clips)
         self.tokeniser = Tokeniser(config, device)
-        self.schema = manifest_schema(self.pack.clips)
 
     def head(self) -> dict[str, Any]:
         """What tokens.json says: all that the tokens depend on."""
         config, codec, units = self.config, self.tokeniser.codec.config, self.tokeniser.units.config
-        shards = {s: -(-len(c) // config.shard_clips) for s in config.splits if (c := self.pack.split(s))}
         return {
             "format": TOKENS_FORMAT,
             "sample_rate": RATE,
@@ -201,38 +237,71 @@ class ShardWriter:
             "codebooks": codec.n_codebooks,
             "codebook_size": codec.codebook_size,
             "content_units": units.content_units,
+            "content_levels": list(units.content_levels),
             "expression_levels": list(units.expression_levels),
-            "codec_sha256": _sha256(resolve_folder(config.codec) / "model.safetensors"),
-            "units_sha256": _sha256(resolve_folder(config.units) / "model.safetensors"),
-            "pack_sha256": _sha256(self.pack.folder / "manifest.jsonl"),
+            "codec_sha256": _sha256(codec_folder(config.codec) / "model.safetensors"),
+            "units_sha256": self._units_sha256(),
+            "pack_sha256": self.source.digest,
             **{k: getattr(config, k) for k in ("views", "warp", "eq_db", "seed", "shard_clips", "precision")},
-            "shards": shards,
+            **grid_head(self.tokeniser.codec.grid),
+            "shards": self.source.shards,
         }
 
-    def write(self, split: str, index: int) -> Iterator[int]:
-        """Tokenise and write one shard, atomically; yields the frames of each batch as it is done."""
+    def _units_sha256(self) -> str:
+        folder = resolve_folder(self.config.units)
+        own = _sha256(folder / "model.safetensors")
+        if not self.tokeniser.whole_clips:
+            return own  # the weights say all of a native encoder; here window, layer and checkpoint count too
+        return hashlib.sha256((own + _sha256(folder / "config.json")).encode()).hexdigest()
+
+    def paths(self, job: Job) -> list[Path]:
+        """The shards that a job writes."""
+        return [shard_path(Path(self.config.out), s, k) for s, k in self.source.targets[job]]
+
+    def write(self, part: str, index: int) -> Iterator[int]:
+        """Tokenise one job and write its shards, each atomically; yields the frames of each batch as it is done."""
+        targets = self.source.targets[part, index]
+        rows: dict[str, list[tuple[dict[str, Any], dict[str, np.ndarray]]]] = {s: [] for s, _ in targets}
+        for block in self.source.blocks(part, index):
+            clips = [c for c, _ in block]
+            done: dict[int, dict[str, np.ndarray]] = {}
+            for batch in batches([c["frames"] for c in clips], self.config.batch_frames):
+                waves = [block[i][1]() for i in batch]
+                done.update(zip(batch, self.tokeniser(waves, [clips[i]["id"] for i in batch])))
+                yield sum(clips[i]["frames"] for i in batch)
+            for i, clip in enumerate(clips):
+                rows[targets[0][0] if len(targets) == 1 else clip["split"]].append((clip, done[i]))
+        for path, (split, _) in zip(self.paths((part, index)), targets):
+            self._save(path, [c for c, _ in rows[split]], [r for _, r in rows[split]])
+
+    def _save(self, path: Path, clips: list[dict[str, Any]], rows: list[dict[str, np.ndarray]]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        size = self.config.shard_clips
-        clips = self.pack.split(split)[index * size : (index + 1) * size]
-        rows: list[dict[str, np.ndarray]] = [{}] * len(clips)
-        for batch in batches([c["frames"] for c in clips], self.config.batch_frames):
-            waves = [self.pack.waveform(clips[i]["offset"], clips[i]["frames"]) for i in batch]
-            for i, row in zip(batch, self.tokeniser(waves, [clips[i]["id"] for i in batch])):
-                rows[i] = row
-            yield sum(clips[i]["frames"] for i in batch)
         columns = {}
-        for name, kind in self.schema.items():
+        for name, kind in self.source.schema.items():
             columns[name] = pa.array([_plain(c.get(name), kind) for c in clips], kind)
-        for name in rows[0]:
+        for name in self.tokeniser.columns:
             ends = np.cumsum([0] + [len(r[name]) for r in rows], dtype=np.int32)
-            values = pa.array(np.concatenate([r[name] for r in rows]))
+            none = np.zeros(0, TYPES[name.split("_")[0]])
+            values = pa.array(np.concatenate([none, *(r[name] for r in rows)]))
             columns[name] = pa.ListArray.from_arrays(pa.array(ends), values)
-        path = _shard(Path(self.config.out), split, index)
+        grid = self.tokeniser.codec.grid
+        if grid.ratio != 1:
+            columns["code_frames"] = pa.array([grid.codes(c["frames"]) for c in clips], pa.int32())
         path.parent.mkdir(parents=True, exist_ok=True)
+        data = pa.table(columns)
         with atomic_path(path) as temp:
-            pq.write_table(pa.table(columns), temp, compression="zstd")
+            if clips:
+                pq.write_table(data, temp, compression="zstd")
+            else:  # `datasets` stumbles over a row group without rows, not over a file without row groups
+                pq.ParquetWriter(temp, data.schema).close()
+
+
+def grid_head(grid: Grid) -> dict[str, Any]:
+    """What tokens.json says of the frame rates: nothing where they are equal."""
+    u, c = grid.tick
+    return {} if u == c else {"tick": [u, c]}
 
 
 def batches(lengths: list[int], most: int) -> Iterator[list[int]]:
@@ -247,41 +316,17 @@ def batches(lengths: list[int], most: int) -> Iterator[list[int]]:
         yield group
 
 
-def manifest_schema(clips: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Union of the manifest's fields with one Arrow type each, the same for all shards of a pack.
-
-    Fields that mix types Arrow cannot join are kept as JSON text.
-
-    Raises:
-        CorpusError: a field named like a token column.
-    """
-    import pyarrow as pa
-
-    values: dict[str, list[Any]] = {}
-    for clip in clips:
-        for name, value in clip.items():
-            values.setdefault(name, []).append(value)
-    schema = {}
-    for name, column in values.items():
-        if name.split("_")[0] in ("content", "expression", "prosody", "codes"):
-            raise CorpusError(f"manifest field {name!r} collides with the tokens' own columns; rename it")
-        try:
-            kind = pa.array(column).type
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            kind = pa.string()
-        empty = pa.types.is_null(kind) or (pa.types.is_struct(kind) and not kind.num_fields)
-        schema[name] = pa.string() if empty else kind
-    return {**schema, "frames": pa.int32()}
-
-
 def _plain(value: Any, kind: Any) -> Any:
     if str(kind) == "string" and value is not None and not isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     return value
 
 
-def _shard(out: Path, split: str, index: int) -> Path:
-    return out / split / f"{index:05d}.parquet"
+def _sweep(out: Path) -> None:
+    """Remove what killed writers left half-written; what is young may have a writer still."""
+    for path in out.glob("*/.*.parquet.*"):
+        if time.time() - path.stat().st_mtime > STALE_S:
+            path.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:
@@ -294,66 +339,3 @@ def _check_same(out: Path, head: dict[str, Any]) -> None:
     if differ:
         raise CorpusError(f"{out}: shards from another tokeniser version ({', '.join(differ)} differ); "
                           "choose another out= or remove it")
-
-
-@dataclass
-class TokenSplit:
-    """All clips of a split end to end: N frames of len(clips) clips."""
-
-    clips: list[dict[str, Any]]  # manifest fields, a dict a clip
-    offsets: np.ndarray  # int64 [clips + 1]: clip i is frames offsets[i] to offsets[i + 1]
-    content: np.ndarray  # uint16 [N]
-    expression: np.ndarray  # uint8 [N, channels]
-    prosody: np.ndarray  # int16 [N, 3]
-    codes: np.ndarray  # uint16 [N, codebooks]
-    views: list[tuple[np.ndarray, np.ndarray]]  # content and expression of each perturbed view
-
-
-class Tokens:
-    """Read access to a folder of tokens; `head` is what its tokens.json says.
-
-    Raises:
-        CorpusError: not a folder of tokens, or of another format.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        if not (self.folder / "tokens.json").is_file():
-            raise CorpusError(f"{folder}: holds no tokens.json; make tokens with `vivavoce tokenize`")
-        self.head: dict[str, Any] = read_json(self.folder / "tokens.json")
-        if self.head.get("format") != TOKENS_FORMAT:
-            raise CorpusError(f"{folder}: tokens of format {self.head.get('format')}, this release reads "
-                              f"{TOKENS_FORMAT}; tokenise again")
-
-    def split(self, name: str) -> TokenSplit:
-        """Load one split whole. Raises CorpusError when it is absent or unfinished."""
-        import pyarrow.parquet as pq
-
-        want = self.head["shards"].get(name, 0)
-        paths = [_shard(self.folder, name, k) for k in range(want)]
-        missing = [p for p in paths if not p.is_file()]
-        if not want or missing:
-            raise CorpusError(f"{self.folder}: split {name!r} " + (
-                f"misses {len(missing)} of {want} shards; run the tokeniser again" if want
-                else f"is not among {', '.join(self.head['shards'])}"))  # fmt: skip
-        tables = [pq.read_table(p) for p in paths]
-
-        def flat(column: str, width: int = 0) -> np.ndarray:
-            # shard by shard: joined list columns would overflow Arrow's 32-bit offsets after some 1,000 h
-            parts = [chunk.flatten().to_numpy() for t in tables for chunk in t.column(column).chunks]
-            joined = np.concatenate(parts)
-            return joined.reshape(-1, width) if width else joined
-
-        channels, views = len(self.head["expression_levels"]), range(1, self.head["views"] + 1)
-        tokens = {"content", "expression", "prosody", "codes"}
-        meta = [c for c in tables[0].column_names if c.split("_")[0] not in tokens]
-        clips = [row for t in tables for row in t.select(meta).to_pylist()]
-        return TokenSplit(
-            clips=clips,
-            offsets=np.cumsum([0] + [c["frames"] for c in clips], dtype=np.int64),
-            content=flat("content"),
-            expression=flat("expression", channels),
-            prosody=flat("prosody", 3),
-            codes=flat("codes", self.head["codebooks"]),
-            views=[(flat(f"content_{v}"), flat(f"expression_{v}", channels)) for v in views],
-        )

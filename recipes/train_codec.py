@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vivavoce.codec import Codec, CodecConfig
 from vivavoce.codec.losses import MultiResolutionSTFT
-from vivavoce.recipes.corpus import RATE, Pack, track_pitch
+from vivavoce.recipes.corpus import RATE, Pack, check_grid, track_pitch
 from vivavoce.recipes.data import VOICED, Crops, clean_pitch, collate, random_gain
 from vivavoce.recipes.trainer import TrainConfig, fit
 
@@ -35,6 +35,7 @@ class CodecTask:
 
     def __init__(self, config: CodecRecipe) -> None:
         self.config = config
+        check_grid("model", config.model.sample_rate, config.model.hop, config.pack)
         self.pack = Pack(config.pack)
         self.crops = Crops(self.pack, "train", config.crop_frames, config.boost)
         torch.manual_seed(config.train.seed)

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vivavoce.codec import Codec
+from vivavoce.codec import VoiceCodec, load_codec
 from vivavoce.core.errors import ConfigError, CorpusError
+from vivavoce.core.resample import resample
 from vivavoce.lm import LMConfig, Source, VoiceLM
+from vivavoce.recipes.corpus import RATE
 from vivavoce.recipes.data import weights
-from vivavoce.recipes.tokenise import Tokens, TokenSplit
-from vivavoce.recipes.trainer import TrainConfig, fit
+from vivavoce.recipes.tokens import Tokens, TokenSplit
+from vivavoce.recipes.trainer import TrainConfig, fit, take_over
 from vivavoce.units import prosody
 
 
@@ -30,6 +32,7 @@ class LMRecipe:
     tokens: str
     train: TrainConfig
     model: LMConfig = field(default_factory=LMConfig)
+    start_from: str | None = None  # folder of a trained model to go on from; parts of another shape start anew
     codec: str | None = None  # folder of the codec behind the tokens: validation listens through it
     batch_size: int = 16
     crop_frames: int = 150
@@ -52,16 +55,22 @@ class Sequences:
 
     def __init__(self, split: TokenSplit, config: LMRecipe) -> None:
         self.split, self.config = split, config
-        speakers: dict[str, list[int]] = {}
-        for i, clip in enumerate(split.clips):
-            speakers.setdefault(str(clip.get("speaker")), []).append(i)
-        self.peers = [speakers[str(c.get("speaker"))] for c in split.clips]
-        usable = np.array([len(p) > 1 or c["frames"] > config.crop_frames + 100
-                           for c, p in zip(split.clips, self.peers)])  # fmt: skip
+        speaker, _ = split.labels("speaker")
+        alone = speaker < 0  # who is unknown may prompt for nobody else
+        speaker[alone] = speaker.max(initial=-1) + 1 + np.arange(alone.sum())
+        self.speaker, self.emotion = speaker, split.labels("emotion")[0]
+        self.by_speaker = np.argsort(speaker, kind="stable")
+        self.first_of = np.concatenate(([0], np.cumsum(np.bincount(speaker))))
+        usable = (np.bincount(speaker)[speaker] > 1) | (split.frames > config.crop_frames + 100)
         if not usable.any():
             raise CorpusError("no speaker with two clips, or a clip of more than 4 s: nothing to prompt with")
-        w = weights(split.clips, config.boost) * usable
+        w = weights(split.frames, config.boost, split.labels) * usable
         self.cumulative = np.cumsum(w / w.sum())
+
+    def peers(self, clip: int) -> np.ndarray:
+        """All clips of this clip's speaker, itself among them."""
+        who = self.speaker[clip]
+        return self.by_speaker[self.first_of[who] : self.first_of[who + 1]]
 
     def target(self, rng: np.random.Generator, delay: int) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
         """`crop_frames` frames of one speaker: a crop of a drawn clip, filled up from the speaker's other clips.
@@ -69,11 +78,11 @@ class Sequences:
         At least half of a speaker's clips (or of a lone clip) is left for the prompt.
 
         Returns:
-            the clips used; frame indices of the codes [T]; of the units, `delay` frames ahead [T]; and
+            the clips used; frame indices of the codes [T]; of the units, `delay` unit frames ahead [T]; and
             where a clip begins [T].
         """
-        first = min(int(np.searchsorted(self.cumulative, rng.random())), len(self.peers) - 1)
-        others = [j for j in rng.permutation(self.peers[first]) if j != first]
+        first = min(int(np.searchsorted(self.cumulative, rng.random())), len(self.speaker) - 1)
+        others = [j for j in rng.permutation(self.peers(first)) if j != first]
         queue = [first, *others[: len(others) // 2]]
         used, codes, units, begins, left = [], [], [], [], self.config.crop_frames
         for clip in queue:
@@ -82,7 +91,7 @@ class Sequences:
             at = start + int(rng.integers(0, end - start - n + 1)) + np.arange(n)
             used.append(int(clip))
             codes.append(at)
-            units.append(np.minimum(at + delay, end - 1))
+            units.append(np.minimum(start + self.split.grid.ahead(at - start, delay), end - 1))
             begins.append(np.arange(n) == 0)
             left -= n
             if left <= 0:
@@ -92,14 +101,13 @@ class Sequences:
     def prompt(self, rng: np.random.Generator, used: list[int], taken: np.ndarray, frames: int) -> np.ndarray:
         """Indices [frames] of prompt frames: the speaker's unused clips, other emotions first half the time."""
         offsets, clip = self.split.offsets, used[0]
-        others = [j for j in self.peers[clip] if j not in used]
+        others = [j for j in self.peers(clip) if j not in used]
         if not others:  # one long clip: what lies outside the crop
             index = np.setdiff1d(np.arange(offsets[clip], offsets[clip + 1]), taken)
             return np.resize(np.roll(index, -int(rng.integers(0, len(index)))), frames)
         order = rng.permutation(others)
         if rng.random() < 0.5:
-            own = self.split.clips[clip].get("emotion")
-            order = np.array(sorted(order, key=lambda j: self.split.clips[j].get("emotion") == own))
+            order = order[np.argsort(self.emotion[order] == self.emotion[clip], kind="stable")]
         parts, have = [], 0
         for j in order:
             length = int(offsets[j + 1] - offsets[j])
@@ -131,24 +139,26 @@ class LMTask:
     def __init__(self, config: LMRecipe) -> None:
         self.config = config
         tokens = Tokens(config.tokens)
-        want = {"content_units": config.model.content_units, "codebook_size": config.model.codebook_size,
-                "expression_levels": config.model.expression_levels}  # fmt: skip
-        for key, value in want.items():
-            if tokens.head[key] != value:
-                raise ConfigError(f"model.{key} is {value}, but {config.tokens} was made with {tokens.head[key]}")
+        for key in ("content_units", "content_levels", "expression_levels", "codebook_size"):
+            want, found = getattr(config.model, key), tokens.head[key]
+            if found != want:
+                raise ConfigError(f"model.{key} is {want}, but {config.tokens} was made with {found}")
         if config.model.n_codebooks > tokens.head["codebooks"]:
             raise ConfigError(f"model.n_codebooks: {config.tokens} holds {tokens.head['codebooks']} codebooks")
         if len(config.codebook_weights) < config.model.n_codebooks:
             raise ConfigError(f"codebook_weights: give {config.model.n_codebooks}, one a codebook")
+        self.codec = codec_of(tokens, config.codec) if config.codec else None
         self.train = Sequences(tokens.split("train"), config)
         self.views = len(self.train.split.views)
         held = "valid" if tokens.head["shards"].get("valid") else "train"
         self.valid = Sequences(tokens.split(held), config)
         torch.manual_seed(config.train.seed)
         self.model: nn.Module = VoiceLM(config.model)
-        if config.codec:  # codes that sound alike start out alike
-            books = Codec.from_pretrained(config.codec).quantiser.books[: config.model.n_codebooks]
+        if self.codec is not None:  # codes that sound alike start out alike
+            books = self.codec.quantiser.books[: config.model.n_codebooks]
             self.model.start_from([b.vectors for b in books])  # type: ignore[operator,misc]
+        if config.start_from:
+            take_over(self.model, VoiceLM.from_pretrained(config.start_from), config.start_from)
 
     def batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
         return self._draw(self.train, rng, training=True)
@@ -221,17 +231,19 @@ class LMTask:
             judge = SpeakerJudge()
         except JudgeError:
             return {}
-        assert self.config.codec is not None and isinstance(self.model, VoiceLM)
-        codec = Codec.from_pretrained(self.config.codec).to(device)
+        assert self.codec is not None and isinstance(self.model, VoiceLM)
+        codec = self.codec.to(device)
         seqs, rows = self.valid, []
         rng = np.random.Generator(np.random.Philox(key=99))
-        speech = [i for i, c in enumerate(seqs.split.clips) if c["frames"] >= 75 and len(seqs.peers[i]) > 1
-                  and c.get("vocalisation", "none") == "none"]  # fmt: skip
+        kind, kinds = seqs.split.labels("vocalisation")
+        words = kind == kinds.index("none") if "none" in kinds else np.full(len(kind), not kinds)
+        lone = np.bincount(seqs.speaker)[seqs.speaker] < 2
+        speech = np.flatnonzero(words & ~lone & (seqs.split.frames >= 75))
         for _ in range(self.config.listen_pairs if len(speech) > 1 else 0):
             a, b = (int(i) for i in rng.choice(speech, 2, replace=False))
-            if seqs.split.clips[a].get("speaker") == seqs.split.clips[b].get("speaker"):
+            if seqs.speaker[a] == seqs.speaker[b]:
                 continue
-            n = min(seqs.split.clips[a]["frames"], 250)
+            n = min(int(seqs.split.frames[a]), 250)
             own = self._tensors(seqs.arrays(seqs.split.offsets[a] + np.arange(n)), device)
             prompt = seqs.prompt(rng, [b], np.zeros(0), max(self.config.prompt_frames))
             there = self._tensors(seqs.arrays(prompt), device)
@@ -240,7 +252,8 @@ class LMTask:
             heard = [codec.decode(codes, moved.f0, moved.periodicity, moved.level)[0]]
             for x in (there, own):
                 heard.append(codec.decode(x["codes"], *prosody.dequantise(x["prosody"]))[0])
-            y, target, source = (judge.analyse(w[0].cpu().numpy()) for w in heard)
+            rate = codec.config.sample_rate
+            y, target, source = (judge.embed(resample(w.cpu(), rate, RATE)[0].numpy()) for w in heard)
             rows.append((y @ target, y @ target - y @ source))
         similarity, margin = np.mean(rows, axis=0) if rows else (float("nan"), float("nan"))
         return {"to_target": float(similarity), "margin": float(margin)}
@@ -252,6 +265,19 @@ class LMTask:
     def export(self, folder: Path) -> None:
         assert isinstance(self.model, VoiceLM)
         self.model.save_pretrained(folder)
+
+
+def codec_of(tokens: Tokens, name: str) -> VoiceCodec:
+    """The codec behind the tokens. Raises ConfigError, before training starts, for one that cannot be it."""
+    codec = load_codec(name)
+    for what, found, want in (
+        ("frames a second", float(codec.grid.code_rate), float(tokens.grid.code_rate)),
+        ("codes a codebook", codec.config.codebook_size, tokens.head["codebook_size"]),
+        ("codebooks", codec.config.n_codebooks, tokens.head["codebooks"]),
+    ):
+        if found != want:
+            raise ConfigError(f"codec: {name} has {found:g} {what}, but {tokens.folder} was made with {want:g}")
+    return codec
 
 
 def _register(arrays: dict[str, Tensor]) -> float:

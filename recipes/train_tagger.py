@@ -7,6 +7,7 @@ joined to one of another class, so that speech does not rule out a laugh.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivavoce.core.errors import CorpusError
+from vivavoce.eval.metrics import pooled, uar
 from vivavoce.eval.tagger import CLASS_OF, LABELS, Tagger, TaggerConfig
-from vivavoce.recipes.corpus import HOP, Pack, iterate
+from vivavoce.recipes.corpus import HOP, Pack, check_grid, iterate, licence_parts
 from vivavoce.recipes.data import collate, random_gain
 from vivavoce.recipes.perturb import perturb
 from vivavoce.recipes.trainer import TrainConfig, fit
+
+Clip = dict[str, Any]  # a line of the pack's manifest
 
 
 @dataclass
@@ -38,45 +42,71 @@ class TaggerRecipe:
     warp: float = 0.15  # another voice: formants and pitch by up to this factor
     eq_db: float = 6.0
     blur_probability: float = 0.5  # of a vocoder's blur over frequency and time
+    confidence: float = 1.0  # clips are drawn by vocalisation_conf to this power (0: evenly)
+    exclude_licences: list[str] = field(default_factory=lambda: ["NC", "ND", "GFDL"])  # not trained or tuned on
     valid_clips: int = 300
     label_smoothing: float = 0.05
-    version: str = "1"
+    version: str = "2"
     licence: str = "Apache-2.0"
 
 
 class TaggerTask:
     """See recipes.trainer.Task."""
 
+    labels: Sequence[str] = LABELS
+    stem = "tagger"
+    about = (
+        "Weak clip labels (manifest field `vocalisation`); valid and test are unseen speakers. Thresholds: precision "
+        "= recall on valid. f1, precision, recall: each label by its own threshold; low, high: 95 % bootstrap "
+        "interval of f1 over clips. uar: mean recall of the label furthest above its threshold (chance 0.167)."
+    )
+
     def __init__(self, config: TaggerRecipe) -> None:
         self.config = config
+        check_grid("model", config.model.sample_rate, config.model.hop, config.pack)
         self.pack = Pack(config.pack)
-        self.pools = class_pools(self.pack.split("train"))
-        missing = [k for k in LABELS if not self.pools[k]]
+        self.clips = self.permitted("train")
+        self.pools = class_pools(self.clips, self.labels, self.label, config.confidence)
+        missing = [k for k in self.labels if not self.pools[k]]
         if missing:
-            raise CorpusError(f"{config.pack}: no training clip whose vocalisation is {missing[0]}; the "
-                              f"manifest's field `vocalisation` must cover {', '.join(LABELS)}")  # fmt: skip
+            raise CorpusError(f"{config.pack}: no training clip whose label is {missing[0]}; the "
+                              f"manifest must have clips of {', '.join(self.labels)}")  # fmt: skip
         torch.manual_seed(config.train.seed)
-        self.model: nn.Module = Tagger(config.model)
+        self.model: nn.Module = Tagger(config.model, self.labels)
+
+    @staticmethod
+    def label(clip: Clip) -> str | None:
+        return CLASS_OF.get(clip.get("vocalisation", "none"))
+
+    def permitted(self, split: str) -> list[Clip]:
+        """The clips of a split whose licence allows weights to be published."""
+        banned = {x.upper() for x in self.config.exclude_licences}
+        return [c for c in self.pack.split(split) if not licence_parts(c.get("licence")) & banned]
 
     def crop(self, label: int, frames: int, rng: np.random.Generator) -> np.ndarray:
-        """Up to `frames` frames of a clip of this class: a source, then a clip, drawn evenly."""
-        sources = self.pools[LABELS[label]]
-        clips = sources[rng.integers(len(sources))]
-        clip = clips[rng.integers(len(clips))]
+        """Up to `frames` frames of a clip of this class: a source drawn evenly, then a clip by its weight."""
+        sources = self.pools[self.labels[label]]
+        clips, cumulative = sources[rng.integers(len(sources))]
+        clip = clips[min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1])), len(clips) - 1)]
         n = min(frames, clip["frames"])
         start = int(rng.integers(clip["frames"] - n + 1))
         return random_gain(self.pack.waveform(clip["offset"] + start, n), rng)
 
+    def join(self, label: int, target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A crop of `label` and one of another class, which becomes true as well."""
+        other = int((label + rng.integers(1, len(self.labels))) % len(self.labels))
+        target[other] = 1.0
+        half = self.config.crop_frames // 2
+        return np.concatenate([self.crop(k, half, rng) for k in (label, other)])
+
     def batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
         c, items = self.config, []
         for _ in range(c.batch_size):
-            label = int(rng.integers(len(LABELS)))
-            target = np.zeros(len(LABELS), np.float32)
+            label = int(rng.integers(len(self.labels)))
+            target = np.zeros(len(self.labels), np.float32)
             target[label] = 1.0
             if rng.random() < c.join_probability:
-                other = int((label + rng.integers(1, len(LABELS))) % len(LABELS))
-                target[other] = 1.0
-                wave = np.concatenate([self.crop(k, c.crop_frames // 2, rng) for k in (label, other)])
+                wave = self.join(label, target, rng)
             else:
                 wave = self.crop(label, c.crop_frames, rng)
             if rng.random() < c.noise_probability:
@@ -94,49 +124,86 @@ class TaggerTask:
             mel = disguise(self.model.spectrum(batch["wave"]), c)
         clip, _ = model(mel, batch["frames"])
         target = batch["target"]
-        soft = target * (1 - 2 * c.label_smoothing) + c.label_smoothing
         single = target.sum(1) == 1
         hit = (clip.argmax(1) == target.argmax(1))[single].float().mean()
+        if c.model.exclusive:
+            return F.cross_entropy(clip, target, label_smoothing=c.label_smoothing), {"hit": hit}
+        soft = target * (1 - 2 * c.label_smoothing) + c.label_smoothing
         return F.binary_cross_entropy_with_logits(clip, soft), {"hit": hit}
 
+    def judge(self, split: str, limit: int | None = None,
+              keep: Callable[[Clip], bool] | None = None) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """True label indices [n] and clip probabilities [n, labels] of (at most `limit`) clips of a split."""
+        model = self.model
+        assert isinstance(model, Tagger)
+        model.eval()
+        total = len(self.pack.split(split))
+        step = max(1, total // limit) if limit else 1
+        labels, scores = [], []
+        for i, (clip, wave) in enumerate(iterate(self.pack, split)):
+            label = self.label(clip)
+            if i % step or label is None or (keep is not None and not keep(clip)):
+                continue
+            labels.append(self.labels.index(label))
+            scores.append(np.array(list(model.tag(wave).scores.values())))
+        if not labels:
+            raise CorpusError(f"{self.pack.folder}: no labelled clip in split {split!r}")
+        return np.array(labels), np.stack(scores)
+
     def validate(self) -> dict[str, float]:
-        labels, scores = judge(self.model, self.pack, "valid", self.config.valid_clips)
-        card = report(labels, scores, break_even(labels, scores))
-        return {"uar": card["uar"], **{f"f1_{k}": card[k]["f1"] for k in LABELS}}
+        labels, scores = self.judge("valid", self.config.valid_clips)
+        card = report(labels, scores, break_even(labels, scores, self.labels), draws=0)
+        return {"uar": card["uar"], **{f"f1_{k}": card[k]["f1"] for k in self.labels}}
+
+    def scores(self) -> dict[str, Any]:
+        """Sets the thresholds on valid; scores on valid and, where there is one, test."""
+        model = self.model
+        assert isinstance(model, Tagger)
+        valid = self.judge("valid")
+        model.thresholds = break_even(*valid, self.labels)
+        out = {"valid": report(*valid, model.thresholds)}
+        if self.pack.split("test"):
+            out["test"] = report(*self.judge("test"), model.thresholds)
+        return out
 
     def export(self, folder: Path) -> None:
         model = self.model
         assert isinstance(model, Tagger)
-        valid = judge(model, self.pack, "valid")
-        model.thresholds = break_even(*valid)
-        scores = {"valid": report(*valid, model.thresholds)}
-        if self.pack.split("test"):
-            scores["test"] = report(*judge(model, self.pack, "test"), model.thresholds)
-        train = self.pack.split("train")
+        scores = self.scores()
         model.card = {
             "version": self.config.version,
             "licence": self.config.licence,
-            "about": "Weak clip labels (manifest field `vocalisation`); valid and test are unseen speakers. "
-                     "Thresholds: precision = recall on valid. f1, precision, recall: each label by its own "
-                     "threshold. uar: mean recall of the label furthest above its threshold (chance 0.167).",
-            "recipe": "recipes/tagger.yaml",
+            "about": self.about,
+            "recipe": f"recipes/{self.stem}.yaml",
             "seed": self.config.train.seed,
-            "train_clips": {k: sum(map(len, self.pools[k])) for k in LABELS},
-            "train_licences": sorted({str(c.get("licence")) for c in train}),
+            "train_clips": {k: sum(len(clips) for clips, _ in self.pools[k]) for k in self.labels},
+            "train_licences": sorted({str(c.get("licence")) for c in self.clips}),
             "scores": scores,
         }  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
-        model.save(folder / "tagger")
+        model.save(folder / self.stem)
 
 
-def class_pools(clips: list[dict[str, Any]]) -> dict[str, list[list[dict[str, Any]]]]:
-    """Label -> clips grouped by source, so that a large source does not drown a small one."""
-    pools: dict[str, dict[str, list[dict[str, Any]]]] = {k: {} for k in LABELS}
+def class_pools(clips: list[Clip], labels: Sequence[str], label: Callable[[Clip], str | None],
+                power: float) -> dict[str, list[tuple[list[Clip], np.ndarray]]]:  # fmt: skip
+    """Label -> (clips, cumulative weights) of each source, so that a large source does not drown a small one.
+
+    A clip weighs as its `vocalisation_conf` over the median of its pool, within 1/3 and 3, to the power `power`.
+    """
+    pools: dict[str, dict[str, list[Clip]]] = {k: {} for k in labels}
     for clip in clips:
-        label = CLASS_OF.get(clip.get("vocalisation", "none"))
-        if label is not None:
-            pools[label].setdefault(str(clip.get("source")), []).append(clip)
-    return {k: list(v.values()) for k, v in pools.items()}
+        name = label(clip)
+        if name is not None:
+            pools[name].setdefault(str(clip.get("source")), []).append(clip)
+
+    def cumulative(members: list[Clip]) -> np.ndarray:
+        conf = np.array([c.get("vocalisation_conf") or np.nan for c in members], np.float64)
+        if np.isnan(conf).all():
+            return np.cumsum(np.ones(len(members)))
+        middle = np.nanmedian(conf)
+        return np.cumsum(np.clip(np.nan_to_num(conf, nan=middle) / middle, 1 / 3, 3) ** power)
+
+    return {k: [(m, cumulative(m)) for m in v.values()] for k, v in pools.items()}
 
 
 def disguise(mel: Tensor, c: TaggerRecipe) -> Tensor:
@@ -159,52 +226,36 @@ def disguise(mel: Tensor, c: TaggerRecipe) -> Tensor:
     return mel
 
 
-def judge(model: nn.Module, pack: Pack, split: str,
-          limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """True label indices [n] and clip probabilities [n, labels] of (at most `limit`) clips of a split."""
-    assert isinstance(model, Tagger)
-    model.eval()
-    total = len(pack.split(split))
-    step = max(1, total // limit) if limit else 1
-    labels, scores = [], []
-    for i, (clip, wave) in enumerate(iterate(pack, split)):
-        label = CLASS_OF.get(clip.get("vocalisation", "none"))
-        if i % step or label is None:
-            continue
-        labels.append(LABELS.index(label))
-        scores.append(np.array(list(model.tag(wave).scores.values())))
-    if not labels:
-        raise CorpusError(f"{pack.folder}: no labelled clip in split {split!r}")
-    return np.array(labels), np.stack(scores)
-
-
-def break_even(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+def break_even(labels: np.ndarray, scores: np.ndarray, names: Sequence[str] = LABELS) -> dict[str, float]:
     """For each label the threshold at which as many clips fire as there are: precision equals recall."""
     out = {}
-    for k, name in enumerate(LABELS):
+    for k, name in enumerate(names):
         n = int((labels == k).sum())
         ranked = np.sort(scores[:, k])[::-1]
         out[name] = float((ranked[n - 1] + ranked[min(n, len(ranked) - 1)]) / 2) if n else 0.5
     return out
 
 
-def report(labels: np.ndarray, scores: np.ndarray, thresholds: dict[str, float]) -> dict[str, Any]:
-    """Per label F1, precision, recall and n; and UAR over the labels that occur."""
-    t = np.array([thresholds[k] for k in LABELS])
+def f1_score(is_k: np.ndarray, fired: np.ndarray) -> float:
+    """F1 of two boolean arrays; 0 where both are empty."""
+    return 2 * int((is_k & fired).sum()) / max(int(is_k.sum() + fired.sum()), 1)
+
+
+def report(labels: np.ndarray, scores: np.ndarray, thresholds: dict[str, float], draws: int = 1000) -> dict[str, Any]:
+    """Per label F1 (with interval), precision, recall and n; and UAR over the labels that occur."""
+    t = np.array(list(thresholds.values()))
     odds = np.log(np.clip(scores, 1e-6, 1 - 1e-6) / np.clip(1 - scores, 1e-6, 1))
     said = (odds - np.log(t / (1 - t))).argmax(1)
     card: dict[str, Any] = {"n": len(labels)}
-    recalls = []
-    for k, name in enumerate(LABELS):
+    for k, name in enumerate(thresholds):
         is_k, fired = labels == k, scores[:, k] >= t[k]
         hits, n = int((is_k & fired).sum()), int(is_k.sum())
-        precision, recall = hits / max(int(fired.sum()), 1), hits / max(n, 1)
-        f1 = 2 * hits / max(n + int(fired.sum()), 1)
-        numbers = {"f1": f1, "precision": precision, "recall": recall}
+        s = pooled(f1_score, is_k, fired, draws=draws)
+        numbers = {"f1": s["mean"], "precision": hits / max(int(fired.sum()), 1), "recall": hits / max(n, 1)}
+        if draws:
+            numbers |= {"low": s["low"], "high": s["high"]}
         card[name] = {**{key: round(v, 4) for key, v in numbers.items()}, "n": n}
-        if n:
-            recalls.append(float((said[is_k] == k).mean()))
-    card["uar"] = round(float(np.mean(recalls)), 4)
+    card["uar"] = round(uar(labels, said), 4)
     return card
 
 

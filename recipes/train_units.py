@@ -1,6 +1,8 @@
 """Train the unit encoder: a teacher's content labels, expression by reconstruction, pitch by distillation.
 
-The trunk sees a speaker-perturbed spectrum. Content: cross-entropy with the teacher's frame labels.
+The trunk sees a speaker-perturbed spectrum. Content: a small product code (FSQ) from which the teacher's frame
+labels are guessed, so that it holds what is known of them, doubts included; a head on the trunk itself guesses
+them too, which trains the trunk faster. Without `content_levels` the unit is the likeliest label.
 Expression: whatever else a small decoder needs to rebuild the *unperturbed* spectrum, given content,
 pitch, level and a summary of the speaker from elsewhere in the clip; the perturbation and a few levels
 keep the speaker out of it. Pitch: the offline tracker's F0 and confidence.
@@ -18,10 +20,10 @@ from torch import Tensor, nn
 
 from vivavoce.core.errors import ConfigError
 from vivavoce.core.layers import ConvNeXtStack
-from vivavoce.recipes.corpus import NO_LABEL, Pack
+from vivavoce.recipes.corpus import NO_LABEL, Pack, check_grid
 from vivavoce.recipes.data import VOICED, Crops, collate, random_gain
 from vivavoce.recipes.perturb import perturb
-from vivavoce.recipes.trainer import TrainConfig, fit
+from vivavoce.recipes.trainer import TrainConfig, fit, take_over
 from vivavoce.units import UnitEncoder, UnitsConfig
 from vivavoce.units.pitch import BINS, decode_pitch, encode_pitch
 
@@ -39,20 +41,28 @@ class UnitsRecipe:
     warp: float = 0.17  # speaker perturbation: formants by up to this factor
     eq_db: float = 5.0
     noise_probability: float = 0.3  # added white noise, 5 to 35 dB below the speech
+    teacher_units: int = 500  # classes of the teacher's labels
     expression_weight: float = 1.0
+    pitch_weight: float = 1.0  # 0: the pitch tracker stays as it is
     valid_clips: int = 48
-    start_from: str | None = None  # folder of a trained encoder to go on from
+    start_from: str | None = None  # folder of a trained encoder to go on from; parts of another shape start anew
     only_pitch: bool = False  # train the pitch tracker alone and leave the units as they are
 
 
 class UnitsTrainer(nn.Module):
     """The encoder and the helpers that training needs and the export leaves behind."""
 
-    def __init__(self, config: UnitsConfig) -> None:
+    def __init__(self, config: UnitsConfig, teacher_units: int) -> None:
         super().__init__()
         self.encoder = UnitEncoder(config)
         self.speaker = ConvNeXtStack(config.n_mels, 96, 2)
-        self.content = nn.Embedding(config.content_units, 128)
+        if config.content_levels:
+            n = len(config.content_levels)
+            self.content: nn.Module = nn.Linear(n, 128)
+            self.guess = nn.Sequential(nn.Linear(n, 384), nn.GELU(), nn.Linear(384, teacher_units))
+            self.direct = nn.Linear(config.dim, teacher_units)
+        else:
+            self.content = nn.Embedding(config.content_units, 128)
         self.rebuild = ConvNeXtStack(128 + len(config.expression_levels) + 3 + 96, 192, 3, kernel_size=3)
         self.out = nn.Linear(192, config.n_mels)
 
@@ -72,7 +82,8 @@ class UnitsTrainer(nn.Module):
                 "octave_pitch": (cents > 600).float().mean(), "voicing_hit": agree}  # fmt: skip
 
     def forward(self, wave: Tensor, clean: Tensor, f0: Tensor, periodicity: Tensor, teacher: Tensor,
-                warp: float = 0.0, eq_db: float = 0.0, only_pitch: bool = False) -> dict[str, Tensor]:  # fmt: skip
+                warp: float = 0.0, eq_db: float = 0.0, only_pitch: bool = False,
+                with_pitch: bool = True) -> dict[str, Tensor]:  # fmt: skip
         """`wave` may be noisy; `clean` is what expression must rebuild. Returns losses and accuracies."""
         if only_pitch:
             return self.pitch_losses(wave, f0, periodicity)
@@ -81,12 +92,26 @@ class UnitsTrainer(nn.Module):
         target, _ = enc.spectra(clean)
         target = target[:, 1::2]
         h, _ = enc.features(perturb(mel, warp, eq_db) if warp else mel)
-        content = enc.content_head(h)[:, d:].float()
+        h = h[:, d:]
         label = teacher[:, :-d]
         known = label != NO_LABEL
-        ce = F.cross_entropy(content[known], label[known], label_smoothing=0.05) if known.any() else h.sum() * 0
-        unit = content.argmax(-1)
-        values, _ = enc.fsq(enc.expression_head(h)[:, d:])
+
+        def guessed(logits: Tensor) -> Tensor:
+            if not known.any():
+                return h.sum() * 0
+            return F.cross_entropy(logits[known].float(), label[known], label_smoothing=0.05)
+
+        logits = enc.content_head(h)
+        if enc.config.content_levels:
+            code, _ = enc.content_fsq(logits)
+            logits = self.guess(code)
+            direct = guessed(self.direct(h))
+            content = self.content(code.detach())
+        else:
+            direct = h.sum() * 0
+            content = self.content(logits.argmax(-1))
+        ce = guessed(logits)
+        values, _ = enc.fsq(enc.expression_head(h))
         level = clean.unfold(1, 320, 320).square().mean(-1).clamp_min(1e-8).log10()[:, :-d] / 4 + 1
         octaves = torch.log2(f0.clamp(30, 2000) / 200)[:, :-d] * periodicity[:, :-d]
         who = self.speaker(target.roll(target.shape[1] // 2, 1))[0].mean(1, keepdim=True)
@@ -95,15 +120,15 @@ class UnitsTrainer(nn.Module):
         mask = (level > 0.05)[..., None].float()  # silence has nothing to rebuild
 
         def rebuilt(v: Tensor) -> Tensor:
-            y, _ = self.rebuild(torch.cat((self.content(unit), v, prosody, who), -1))
+            y, _ = self.rebuild(torch.cat((content, v, prosody, who), -1))
             return ((self.out(y).float() - target[:, :-d]).abs() * mask).sum() / mask.sum().clamp_min(1) / 80
 
         recon = rebuilt(values)
         with torch.no_grad():
-            hit = (unit == label)[known].float().mean() if known.any() else ce * 0
+            hit = (logits.argmax(-1) == label)[known].float().mean() if known.any() else ce * 0
             without = rebuilt(torch.zeros_like(values)) if not self.training else recon
-        return {"content": ce, "recon": recon, "hit": hit, "recon_without": without,
-                **self.pitch_losses(wave, f0, periodicity)}  # fmt: skip
+        pitch = self.pitch_losses(wave, f0, periodicity) if with_pitch else {}
+        return {"content": ce, "direct": direct, "recon": recon, "hit": hit, "recon_without": without, **pitch}
 
 
 class UnitsTask:
@@ -111,15 +136,17 @@ class UnitsTask:
 
     def __init__(self, config: UnitsRecipe) -> None:
         self.config = config
+        check_grid("model", config.model.sample_rate, config.model.hop, config.pack)
         self.pack = Pack(config.pack)
         self.crops = Crops(self.pack, "train", config.crop_frames, config.boost)
         torch.manual_seed(config.train.seed)
-        self.model: nn.Module = UnitsTrainer(config.model)
-        if config.start_from:
-            start = UnitEncoder.from_pretrained(config.start_from)
-            if start.config != config.model:
-                raise ConfigError(f"{config.start_from}: its config differs from model: {start.config}")
-            self.model.encoder.load_state_dict(start.state_dict())
+        start = UnitEncoder.from_pretrained(config.start_from) if config.start_from else None
+        if config.only_pitch and start is None:
+            raise ConfigError("only_pitch: say in start_from= which encoder's pitch tracker to train")
+        model = start.config if config.only_pitch and start else config.model
+        self.model: nn.Module = UnitsTrainer(model, config.teacher_units)
+        if start is not None:
+            take_over(self.model.encoder, start, str(config.start_from))  # type: ignore[arg-type]
         if config.only_pitch:
             self.model.requires_grad_(False)
             self.model.encoder.pitch.requires_grad_(True)  # type: ignore[operator,union-attr]
@@ -137,10 +164,11 @@ class UnitsTask:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
-        out = model(**batch, warp=c.warp, eq_db=c.eq_db, only_pitch=c.only_pitch)
-        total = 0.5 * out["pitch"] + out["voicing"]
+        with_pitch = c.only_pitch or c.pitch_weight > 0
+        out = model(**batch, warp=c.warp, eq_db=c.eq_db, only_pitch=c.only_pitch, with_pitch=with_pitch)
+        total = c.pitch_weight * (0.5 * out["pitch"] + out["voicing"]) if with_pitch else torch.zeros(())
         if not c.only_pitch:
-            total = total + out["content"] + c.expression_weight * out["recon"]
+            total = total + out["content"] + 0.5 * out["direct"] + c.expression_weight * out["recon"]
         return total, out
 
     def validate(self) -> dict[str, float]:

@@ -191,7 +191,7 @@ MODULES = [p for p in sources() if p.suffix == ".py" and p.parts[0] in ROOMS]
 def test_imports_run_one_way(room: str) -> None:
     wrong = []
     for path in (p for p in MODULES if p.parts[0] == room):
-        cli = room == "vivavoce" and path.name.startswith("cli")
+        cli = path.parts[:2] == ("vivavoce", "cli")
         for name, line, top in imports(path):
             target = room_of(name)
             if target in (None, room) or (name == "vivavoce" and room != "core"):

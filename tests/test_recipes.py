@@ -20,7 +20,7 @@ from vivavoce.codec import Codec, CodecConfig
 from vivavoce.core.checkpoint import load_tensors, read_json
 from vivavoce.core.config import load_config
 from vivavoce.core.errors import CheckpointError, ConfigError, CorpusError
-from vivavoce.recipes import corpus, default, label, tokenise, train_codec, train_lm, train_units
+from vivavoce.recipes import corpus, default, label, sources, tokenise, train_codec, train_lm, train_units
 from vivavoce.recipes.corpus import HOP, NO_LABEL, RATE, Pack, PrepareConfig
 from vivavoce.recipes.tokenise import TokeniseConfig, Tokeniser, Tokens
 from vivavoce.recipes.trainer import TrainConfig
@@ -288,9 +288,9 @@ def test_tokens_carry_everything(pack, models, tokens):
         assert split.offsets[-1] == n == len(split.content)
         assert split.codes.shape == (n, codec.n_codebooks) and split.prosody.shape == (n, 3)
         assert split.expression.shape == (n, len(units.expression_levels)) and len(split.views) == 2
-        assert split.codes.max() < codec.codebook_size and split.content.max() < units.content_units
+        assert split.codes[:].max() < codec.codebook_size and split.content[:].max() < units.content_units
         types = [split.content, split.expression, split.prosody, split.codes, *split.views[1]]
-        assert [str(a.dtype) for a in types] == ["uint16", "uint8", "int16", "uint16", "uint16", "uint8"]
+        assert [str(a.dtype) for a in types] == ["uint32", "uint8", "int16", "uint16", "uint32", "uint8"]
 
 
 @torch.inference_mode()
@@ -394,11 +394,11 @@ def test_batches_are_bounded_and_complete():
 def test_manifest_fields_of_mixed_type():
     clips = [{"id": "a", "frames": 1, "x": 1, "y": [1], "z": None, "n": 1},
              {"id": "b", "frames": 2, "x": "s", "n": 0.5}]  # fmt: skip
-    schema = {k: str(v) for k, v in tokenise.manifest_schema(clips).items()}
+    schema = {k: str(v) for k, v in sources.manifest_schema(clips).items()}
     assert schema["x"] == "string" and schema["z"] == "string" and schema["n"] == "double"
     assert schema["frames"] == "int32" and schema["y"].startswith("list")
     with pytest.raises(CorpusError, match="'codes' collides"):
-        tokenise.manifest_schema([{"codes": 1}])
+        sources.manifest_schema([{"codes": 1}])
 
 
 # --- training
