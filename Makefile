@@ -17,12 +17,13 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	cd "$$(cat .venv/lib/python3*/site-packages/__editable__.vivavoce-*.pth)" && \
 		$(BIN)/mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p vivavoce
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not realtime"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m realtime
 
 $(STAMP):
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	rm -f .venv/.ready-*
 	$(BIN)/python -m pip install --quiet "pip>=23.1"
-	$(BIN)/python -m pip install --config-settings editable_mode=strict -e ".[train,eval,dev]"
+	$(BIN)/python -m pip install --config-settings editable_mode=strict -e ".[train,hubert,live,serve,eval,cascade,dev]"
 	$(BIN)/python -m pip install --no-deps resemblyzer==0.1.4
 	touch $@
