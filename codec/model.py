@@ -24,6 +24,7 @@ from vivavoce.core.checkpoint import PretrainedModule
 from vivavoce.core.frames import Framing, LogMel, OverlapAdd
 from vivavoce.core.grid import Grid
 from vivavoce.core.layers import ConvNeXtStack, State
+from vivavoce.core.traced import traced
 
 LEVEL_FLOOR_DB = -65.0
 DB = 20.0 / math.log(10.0)  # dB per neper
@@ -128,10 +129,17 @@ class Codec(PretrainedModule):
 
         The waveform lags by one hop: the first hop samples of a stream precede it (see OverlapAdd).
         """
+        if state is None or codes.shape[1] != 1:
+            return self._decode(codes, f0, periodicity, level, state, seed)
+        return traced(self, self._decode, codes.shape, codes, f0, periodicity, level, state, torch.tensor(seed))
+
+    def _decode(
+        self, codes: Tensor, f0: Tensor, periodicity: Tensor, level: Tensor, state: State, seed: int | Tensor
+    ) -> tuple[Tensor, State]:
         return self.synthesise(self.quantiser.decode(codes), f0, periodicity, level, state, seed)
 
     def synthesise(
-        self, z: Tensor, f0: Tensor, periodicity: Tensor, level: Tensor, state: State = None, seed: int = 0
+        self, z: Tensor, f0: Tensor, periodicity: Tensor, level: Tensor, state: State = None, seed: int | Tensor = 0
     ) -> tuple[Tensor, State]:
         """`decode` from quantised latents z [B, T, code_dim]."""
         decoder, source, tail, overlap = state or (None, None, None, None)

@@ -25,7 +25,7 @@ class Excitation(nn.Module):
         self.sample_rate, self.hop = sample_rate, hop
         self.register_buffer("ramp", torch.arange(1, hop + 1, dtype=torch.float64) / hop, persistent=False)
 
-    def forward(self, f0: Tensor, seed: int = 0, state: State = None) -> tuple[Tensor, Tensor, State]:
+    def forward(self, f0: Tensor, seed: int | Tensor = 0, state: State = None) -> tuple[Tensor, Tensor, State]:
         """f0 [B, T] in Hz at times (t + 1) * hop.
 
         Returns:

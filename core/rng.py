@@ -26,14 +26,14 @@ def hash64(z: Tensor) -> Tensor:
     return z ^ _shift(z, 31)
 
 
-def uniform(seed: int, *keys: Tensor) -> Tensor:
+def uniform(seed: int | Tensor, *keys: Tensor) -> Tensor:
     """Uniform floats in (0, 1), shape = broadcast of the int64 `keys`."""
-    h = hash64(torch.tensor(seed, dtype=torch.int64, device=keys[0].device))
+    h = hash64(torch.as_tensor(seed, dtype=torch.int64, device=keys[0].device))
     for key in keys:
         h = hash64(h ^ (key + 1))
     return (_shift(h, 41).float() + 0.5) * 2.0**-23  # 23 bits: with 24 the largest would round to 1.0
 
 
-def gumbel(seed: int, *keys: Tensor) -> Tensor:
+def gumbel(seed: int | Tensor, *keys: Tensor) -> Tensor:
     """Standard Gumbel noise; `argmax(logits + gumbel)` samples from softmax(logits)."""
     return -torch.log(-torch.log(uniform(seed, *keys)))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vivavoce.core import radix, rng
 from vivavoce.core.checkpoint import PretrainedModule
 from vivavoce.core.layers import ConvNeXt
+from vivavoce.core.traced import traced
 from vivavoce.lm.transformer import Block, SwiGLU, slopes
 
 PLAUSIBLE = 6.0  # nats below the likeliest code within which guidance may choose
@@ -209,7 +210,7 @@ class VoiceLM(PretrainedModule):
         i, j = torch.arange(p, device=x.device)[:, None], torch.arange(p + c.context, device=x.device)[None]
         mask = self._bias(i - j, i >= j)
         for n, block in enumerate(self.blocks):
-            x = block(x, mask, (keys[n], values[n]), 0)
+            x = block(x, mask, (keys[n], values[n]), i[:, 0])
         none = torch.full((b, c.n_codebooks), -1, dtype=torch.int64, device=x.device)
         _, stem = self.embed_source(Source(*(t[:, :0] for t in prompt)))
         return LMState(keys, values, torch.zeros((), dtype=torch.int64, device=x.device), none, voice, stem)
@@ -236,42 +237,51 @@ class VoiceLM(PretrainedModule):
     def _step(
         self, s: Source, state: LMState, seed: int, temperature: float, delay: int, guidance: float
     ) -> tuple[Tensor, LMState]:
-        c, n, rows = self.config, int(state.frame), s.content.shape[0]
+        rows = s.content.shape[0]
         guided = state.codes.shape[0] == 2 * rows  # the second half of the batch follows the crowd
-        if guided:
+        noise = (torch.tensor(seed), torch.tensor(temperature)) if temperature > 0 else ()
+        more = (torch.tensor(guidance),) if guided else ()
+        key = rows, guided, temperature > 0, delay, self.config.context
+        codes, frame, stem = traced(self, self._frame, key, s, state, noise, torch.tensor(delay), more)
+        return codes[:rows], state._replace(frame=frame, codes=codes, stem=stem)
+
+    def _frame(self, s: tuple, state: tuple, noise: tuple, delay: Tensor, guidance: tuple) -> tuple:
+        """One frame. State's keys and values are written in place -> codes [B, K], the frame's number and stem."""
+        c, s, state = self.config, Source(*s), LMState(*state)
+        n, p, rows = state.frame, state.keys.shape[3] - c.context, s.content.shape[0]
+        if guidance:
             s = Source(*(torch.cat((x, x)) for x in s))
         x, stem = self.embed_source(s, state.stem)
-        x = x + self.embed_codes(state.codes[:, None]) + state.voice + self.delay.weight[delay]
-        x = x + self.segment.weight[2 if n == 0 else 1]
-        p = state.keys.shape[3] - c.context
+        x = x + self.embed_codes(state.codes[:, None]) + state.voice + self.delay(delay)
+        x = x + self.segment((n == 0) + 1)
         slot = torch.arange(c.context, device=x.device)
         age = torch.cat((slot.new_zeros(p), (n - slot) % c.context))[None]
-        mask = self._bias(age, age <= n)
+        mask, at = self._bias(age, age <= n), (p + n % c.context)[None]
         for i, block in enumerate(self.blocks):
-            x = block(x, mask, (state.keys[i], state.values[i]), p + n % c.context)
+            x = block(x, mask, (state.keys[i], state.values[i]), at)
         h = self.norm(x)
         codes: list[Tensor] = []
         known = None
-        if temperature > 0:
+        if noise:
             book = torch.arange(c.n_codebooks, device=x.device)[:, None]
-            noise = rng.gumbel(seed, state.frame, book, torch.arange(c.codebook_size, device=x.device))
+            seed, temperature = noise
+            rolled = temperature * rng.gumbel(seed, n, book, torch.arange(c.codebook_size, device=x.device))
         for k, head in enumerate(self.depth):
             logits = head(h, known)[:, 0].float()
-            if guided:
+            if guidance:
                 logits = torch.log_softmax(logits, dim=-1)
-                logits = _guide(logits[:rows], logits[rows:], guidance)
-            if temperature > 0:
-                logits = logits + temperature * noise[k]
+                logits = _guide(logits[:rows], logits[rows:], guidance[0])
+            if noise:
+                logits = logits + rolled[k]
             code = logits.argmax(-1)
-            code = torch.cat((code, code)) if guided else code
+            code = torch.cat((code, code)) if guidance else code
             codes.append(code)
             e = self.codes[k](code)[:, None]
             known = e if known is None else known + e
-        out = torch.stack(codes, dim=-1)
-        return out[:rows], LMState(state.keys, state.values, state.frame + 1, out, state.voice, stem)
+        return torch.stack(codes, dim=-1), n + 1, stem
 
 
-def _guide(voice: Tensor, crowd: Tensor, guidance: float) -> Tensor:
+def _guide(voice: Tensor, crowd: Tensor, guidance: Tensor) -> Tensor:
     """Log-probabilities [B, V] led away from the crowd's, among codes that the voice finds likely at all."""
     likely = voice > voice.amax(-1, keepdim=True) - PLAUSIBLE
     return (voice + guidance * (voice - crowd)).masked_fill(~likely, float("-inf"))

@@ -41,18 +41,18 @@ class Block(nn.Module):
         for layer in (self.out, self.mlp.down):
             nn.init.normal_(layer.weight, std=0.02 / (2 * depth) ** 0.5)
 
-    def forward(self, x: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor] | None = None, at: int = 0) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor] | None = None,
+                at: Tensor | None = None) -> Tensor:  # fmt: skip
         """x [B, T, dim]; mask [1, heads, T, S].
 
-        With a cache of keys and values [B, heads, S, head_dim], those of x are written *in place* from
-        slot `at` on, and attention runs over all S slots; without, over x itself (S = T).
+        With a cache of keys and values [B, heads, S, head_dim], those of x are written *in place* into
+        slots `at` [T], and attention runs over all S slots; without, over x itself (S = T).
         """
         b, t, dim = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, dim // self.heads).unbind(2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if cache is not None:
-            cache[0][:, :, at : at + t], cache[1][:, :, at : at + t] = k, v
-            k, v = cache
+        if cache is not None and at is not None:
+            k, v = cache[0].index_copy_(2, at, k), cache[1].index_copy_(2, at, v)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
         x = x + self.out(y.transpose(1, 2).reshape(b, t, dim))
         return x + self.mlp(self.norm2(x))

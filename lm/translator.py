@@ -224,7 +224,7 @@ class Translator(PretrainedModule):
         index = torch.where(slot < n_s, slot, slot - n_s)
         mask = self.bias(slot[:n_s], index, (slot < n_s).expand(1, n_s, size))
         for i, block in enumerate(self.blocks):
-            x = block(x, mask, (keys[i], values[i]), 0)
+            x = block(x, mask, (keys[i], values[i]), slot[:n_s])
         taken = 0
 
         def step(piece: int, frames: int, style: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ class Translator(PretrainedModule):
             x = self.embed(one, 1, taken) + style
             mask = self.bias(index[n_s + taken, None], index, (slot <= n_s + taken)[None, None])
             for i, block in enumerate(self.blocks):
-                x = block(x, mask, (keys[i], values[i]), n_s + taken)
+                x = block(x, mask, (keys[i], values[i]), slot[n_s + taken, None])
             taken += 1
             return self.norm(x)[0, 0]
 

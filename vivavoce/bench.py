@@ -23,7 +23,7 @@ from vivavoce.stream import Latency, Stream
 from vivavoce.voice import Voice
 
 WARM_UP = 10  # chunks that are not counted
-STAGES = ("units", "pitch", "lm", "codec", "resampling", "rest")
+STAGES = ("units", "lm", "codec", "resampling", "rest")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def stopwatch(stream: Stream) -> Iterator[dict[str, float]]:
     """Seconds spent in each stage of a stream, while the block runs."""
     e, spent = stream.engine, dict.fromkeys(STAGES, 0.0)
     watched: list[tuple[Any, str, str]] = [
-        (e.units, "forward", "units"), (e.units.pitch, "forward", "pitch"), (e.lm, "generate", "lm"),
+        (e.units, "forward", "units"), (e.lm, "generate", "lm"),
         (e.codec.framing, "forward", "codec"), (e.codec, "level", "codec"), (e.codec, "decode", "codec"),
         *((r, "forward", "resampling") for r in stream.resamplers)]  # fmt: skip
     inside = [0.0]  # seconds spent in watched calls within the one that runs: every second counts once
