@@ -19,6 +19,7 @@ test: $(STAMP)
 		$(BIN)/mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p vivavoce
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not realtime"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m realtime
+	OMP_NUM_THREADS=1 tools/fairseq2_env.sh --light
 
 $(STAMP):
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
