@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -47,9 +48,18 @@ def _umask() -> int:
 
 
 def write_json(path: str | Path, data: Any) -> None:
-    """Write JSON atomically."""
+    """Write JSON atomically. NaN and infinity become null: strict JSON has neither."""
     with atomic_path(path) as temp:
-        temp.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temp.write_text(json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+                        encoding="utf-8")  # fmt: skip
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {k: _finite(v) for k, v in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(v) for v in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def read_json(path: str | Path) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from conftest import full_disk, names
@@ -335,3 +336,10 @@ def test_defaults_are_not_shared() -> None:
     a, b = from_dict(Outer, {"out": "a"}), from_dict(Outer, {"out": "b"})
     a.inner.dim, a.boost["x"] = 99, 1.0
     assert b.inner.dim == 8 and not b.boost
+
+
+def test_json_has_no_nan(tmp_path):
+    path = tmp_path / "numbers.json"
+    write_json(path, {"a": [float("nan"), (float("inf"), 1.5)], "b": {"c": np.float64("nan")}})
+    assert "NaN" not in path.read_text() and "Infinity" not in path.read_text()
+    assert read_json(path) == {"a": [None, [None, 1.5]], "b": {"c": None}}

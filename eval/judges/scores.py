@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,4 +23,5 @@ def known(name: str, version: str) -> list[dict[str, Any]]:
     if found is None:
         return []
     note = "" if found["version"] == version else f" (taken with version {found['version']})"
-    return [{**s, "what": s["what"] + note} for s in found["scores"]]
+    return [{**{k: math.nan if v is None else v for k, v in s.items()}, "what": s["what"] + note}
+            for s in found["scores"]]  # fmt: skip
