@@ -87,7 +87,7 @@ def test_every_command_of_the_docs_is_understood(path: Path, monkeypatch: pytest
         if not at or at[1].startswith("COMMAND") or at[1] == "--help":
             continue
         words = shlex.split(at[1])
-        args, rest = parser().parse_known_args(words)
+        _, rest = parser().parse_known_args(words)
         assert all("=" in w and not w.startswith("-") for w in rest), f"{path.name}: {line}: {rest}"
         for word in words:
             assert not word.startswith("recipes/") or (ROOT / word).is_file(), f"{path.name}: {line}: {word}"
