@@ -50,15 +50,16 @@ def _umask() -> int:
 def write_json(path: str | Path, data: Any) -> None:
     """Write JSON atomically. NaN and infinity become null: strict JSON has neither."""
     with atomic_path(path) as temp:
-        temp.write_text(json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        temp.write_text(json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
                         encoding="utf-8")  # fmt: skip
 
 
-def _finite(data: Any) -> Any:
+def finite(data: Any) -> Any:
+    """NaN and infinity -> None, all the way down."""
     if isinstance(data, dict):
-        return {k: _finite(v) for k, v in data.items()}
+        return {k: finite(v) for k, v in data.items()}
     if isinstance(data, list | tuple):
-        return [_finite(v) for v in data]
+        return [finite(v) for v in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 

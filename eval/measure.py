@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vivavoce.core import audio
-from vivavoce.core.checkpoint import atomic_path, write_json
+from vivavoce.core.checkpoint import atomic_path, finite, write_json
 from vivavoce.core.errors import AudioError, CorpusError
 from vivavoce.core.resample import resample
 from vivavoce.eval.baselines import derangement
@@ -272,15 +272,6 @@ def reasons(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
             judge, _, why = note.partition(": ")
             counts.setdefault(judge, Counter())[why.partition(" (")[0]] += 1
     return {k: dict(v) for k, v in counts.items()}
-
-
-def finite(data: Any) -> Any:
-    """NaN -> None, all the way down: JSON has no NaN."""
-    if isinstance(data, dict):
-        return {k: finite(v) for k, v in data.items()}
-    if isinstance(data, list):
-        return [finite(v) for v in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def write(out: Path, rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from vivavoce.core.checkpoint import finite
 from vivavoce.eval.catalogue import Metric
-from vivavoce.eval.measure import finite, summarise
+from vivavoce.eval.measure import summarise
 from vivavoce.eval.report.charts import Line
 from vivavoce.eval.report.compare import Comparison
 from vivavoce.eval.report.pick import ends, share_kept

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vivavoce.core.checkpoint import read_json
+from vivavoce.core.checkpoint import finite, read_json
 from vivavoce.core.errors import CheckpointError, CorpusError
 from vivavoce.eval.baselines import derangement
 from vivavoce.eval.cache import Cache
 from vivavoce.eval.catalogue import METRICS
-from vivavoce.eval.measure import DEFAULT_JUDGES, Pair, Panel, finite, reasons, summarise, write
+from vivavoce.eval.measure import DEFAULT_JUDGES, Pair, Panel, reasons, summarise, write
 from vivavoce.eval.metrics import NAN
 
 FORMAT = 1
