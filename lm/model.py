@@ -241,7 +241,7 @@ class VoiceLM(PretrainedModule):
         guided = state.codes.shape[0] == 2 * rows  # the second half of the batch follows the crowd
         noise = (torch.tensor(seed), torch.tensor(temperature)) if temperature > 0 else ()
         more = (torch.tensor(guidance),) if guided else ()
-        key = rows, guided, temperature > 0, delay, self.config.context
+        key = rows, guided, temperature > 0, self.config.context
         codes, frame, stem = traced(self, self._frame, key, s, state, noise, torch.tensor(delay), more)
         return codes[:rows], state._replace(frame=frame, codes=codes, stem=stem)
 
