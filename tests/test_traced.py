@@ -33,8 +33,8 @@ def test_same_bits_as_eager(changer, options):
     assert out[0].square().mean() > 1e-5
 
 
-def test_a_graph_serves_prompts_of_any_length_and_all_streams(changer):
-    """The first voice makes the graphs; another, whose prompt is shorter, makes none."""
+def test_a_graph_serves_prompts_of_any_length_and_all_settings(changer):
+    """The first voice makes the graphs; another, whose prompt is shorter, and other settings make none."""
     x = voiced(0.5)
     changer.stream("alba", 16000).push(x)
     made = {m: len(g) for m, g in traced._graphs.items()}
@@ -43,6 +43,7 @@ def test_a_graph_serves_prompts_of_any_length_and_all_streams(changer):
     with eager():
         expected = changer.stream(short, 16000).push(x)
     assert torch.equal(changer.stream(short, 16000).push(x), expected)
+    changer.stream(short, 16000, Settings(delay=0, seed=5, guidance=0.3)).push(x)
     assert {m: len(g) for m, g in traced._graphs.items()} == made
 
 
