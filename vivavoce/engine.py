@@ -51,8 +51,8 @@ class Settings:
     """
 
     seed: int = 0
-    temperature: float = 0.4
-    guidance: float = 1.5
+    temperature: float = 0.2
+    guidance: float = 1.2
     delay: int = 1
     transpose: float = 0.0
     source_register: float | None = None
