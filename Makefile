@@ -26,5 +26,5 @@ $(STAMP):
 	rm -f .venv/.ready-*
 	$(BIN)/python -m pip install --quiet "pip>=23.1"
 	$(BIN)/python -m pip install --config-settings editable_mode=strict -e ".[train,hubert,live,serve,eval,cascade,dev]"
-	$(BIN)/python -m pip install --no-deps resemblyzer==0.1.4
+	$(BIN)/python -m pip install --no-deps resemblyzer==0.1.4 encodec==0.1.1  # the latter for tests: torchaudio stays out
 	touch $@
