@@ -125,7 +125,8 @@ class Codec(PretrainedModule):
     def decode(
         self, codes: Tensor, f0: Tensor, periodicity: Tensor, level: Tensor, state: State = None, seed: int = 0
     ) -> tuple[Tensor, State]:
-        """Codes [B, T, k], F0 (Hz), periodicity (0 to 1) and level (dB), each [B, T] -> waveform [B, T * hop].
+        """Codes [B, T, k] (or weights of codes [B, T, k, codebook_size], whose vectors are mixed), F0 (Hz), periodicity
+        (0 to 1) and level (dB), each [B, T] -> waveform [B, T * hop].
 
         The waveform lags by one hop: the first hop samples of a stream precede it (see OverlapAdd).
         """

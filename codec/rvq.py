@@ -75,7 +75,10 @@ class ResidualVQ(nn.Module):
         return torch.stack(codes, -1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """codes [B, T, k <= n] -> vectors [B, T, dim]; fewer codebooks give a coarser sum."""
+        """codes [B, T, k <= n], or weights of codes [B, T, k, size] -> vectors [B, T, dim]; fewer codebooks give a
+        coarser sum."""
+        if codes.is_floating_point():
+            return sum(w @ book.vectors for w, book in zip(codes.unbind(-2), self.books))  # type: ignore
         return sum(F.embedding(codes[..., k], self.books[k].vectors) for k in range(codes.shape[-1]))  # type: ignore
 
     @torch.autocast("cpu", enabled=False)

@@ -5,6 +5,10 @@
               -> residual depth network: codebook k is read from the hidden state plus the embedded sum of
                  the frame's codes so far, which in a residual VQ says all that matters of them
 
+Or, `autoregressive=False`: codes of frame t - 1 and of the frame's other codebooks are not shown, each code's
+probabilities follow from the source and the prompt alone, and these are given out instead of a draw (the codec mixes
+its vectors by them). It cannot go astray on what it said itself; docs/decisions.md has what that is worth.
+
 Training needs no parallel data: prompt and target are different clips of one speaker.
 """
 
@@ -43,6 +47,7 @@ class LMConfig:
     stem_layers: int = 2
     context: int = 100  # recent frames kept in the ring
     max_delay: int = 2  # frames of extra look-ahead seen in training
+    autoregressive: bool = True  # whether a code is drawn given the codes before it
 
 
 class Source(NamedTuple):
@@ -62,7 +67,7 @@ class LMState(NamedTuple):
     keys: Tensor  # [layers, B, heads, prompt + context, head_dim]
     values: Tensor
     frame: Tensor  # int64 [], frames generated so far
-    codes: Tensor  # int64 [B, K], of the last frame; -1 before the first
+    codes: Tensor  # int64 [B, K], of the last frame; -1 before the first, and where they play no part
     voice: Tensor  # [B, 1, dim], summary of the prompt
     stem: tuple  # conv states
 
@@ -152,23 +157,43 @@ class VoiceLM(PretrainedModule):
     # ---- training -----------------------------------------------------------------------------------
 
     def forward(self, prompt: Source, prompt_codes: Tensor, source: Source, past: Tensor, target: Tensor,
-                delay: int = 0) -> Tensor:  # fmt: skip
+                delay: int = 0, books: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Teacher-forced log-likelihood.
 
         Args:
             prompt, prompt_codes: P frames of the target voice, codes [B, P, K].
             source: T frames of source units, already advanced by `delay` frames.
-            past: codes of the frame before each, [B, T, K], possibly corrupted; -1 where there is none.
+            past: codes of the frame before each, [B, T, K], possibly corrupted; -1 where there is none. Only an
+                autoregressive model looks at them.
             target: codes to predict [B, T, K].
+            books: the codec's vectors [K, codebook_size, d].
 
         Returns:
-            cross-entropy in nats [B, T, K].
+            cross-entropy in nats [B, T, K]; and, with `books`, the expected sum of vectors [B, T, d].
         """
+        h = self._hidden(prompt, prompt_codes, source, past, delay)
+        losses, known, mean = [], None, None
+        for k, head in enumerate(self.depth):
+            logits = head(h, known).float()
+            losses.append(nn.functional.cross_entropy(logits.transpose(1, 2), target[..., k], reduction="none"))
+            if books is not None:
+                expected = logits.softmax(-1) @ books[k]
+                mean = expected if mean is None else mean + expected
+            if self.config.autoregressive:
+                e = self.codes[k](target[..., k])
+                known = e if known is None else known + e
+        return torch.stack(losses, dim=-1), mean
+
+    def _hidden(self, prompt: Source, prompt_codes: Tensor, source: Source, past: Tensor, delay: int) -> Tensor:
+        """`forward` up to the heads: [B, T, dim]."""
         p, voice = self.embed_prompt(prompt, prompt_codes)
         s, _ = self.embed_source(source)
-        x = s + self.embed_codes(past) + voice + self.delay.weight[delay]
-        first = (past < 0).all(-1, keepdim=True)
-        x = x + torch.where(first, self.segment.weight[2], self.segment.weight[1])
+        x = s + voice + self.delay.weight[delay]
+        if self.config.autoregressive:
+            first = (past < 0).all(-1, keepdim=True)
+            x = x + self.embed_codes(past) + torch.where(first, self.segment.weight[2], self.segment.weight[1])
+        else:
+            x = x + self.segment.weight[1]
         n_p, n = p.shape[1], p.shape[1] + x.shape[1]
         i = torch.arange(n, device=x.device)
         age = i[:, None] - i[None, :]
@@ -178,14 +203,7 @@ class VoiceLM(PretrainedModule):
         h = torch.cat((p, x), dim=1)
         for block in self.blocks:
             h = block(h, mask)
-        h = self.norm(h[:, n_p:])
-        losses, known = [], None
-        for k, head in enumerate(self.depth):
-            logits = head(h, known).float()
-            losses.append(nn.functional.cross_entropy(logits.transpose(1, 2), target[..., k], reduction="none"))
-            e = self.codes[k](target[..., k])
-            known = e if known is None else known + e
-        return torch.stack(losses, dim=-1)
+        return self.norm(h[:, n_p:])
 
     # ---- streaming ----------------------------------------------------------------------------------
 
@@ -220,18 +238,23 @@ class VoiceLM(PretrainedModule):
         self, source: Source, state: LMState, seed: int = 0, temperature: float = 1.0, delay: int = 0,
         guidance: float = 0.0,
     ) -> tuple[Tensor, LMState]:  # fmt: skip
-        """Source units of T frames -> codes [B, T, K], state.
+        """Source units of T frames -> codes [B, T, K], state; of a model that is not autoregressive, weights of all
+        codes [B, T, K, codebook_size], which sum to one.
 
-        Sampling noise is a function of (seed, frame, codebook, code) alone; `temperature=0` is greedy.
-        With a state that was started against a crowd, `guidance` g moves the log-probabilities by g times
-        their difference from the crowd's (classifier-free guidance, Ho & Salimans 2022, on the prompt).
+        Sampling noise is a function of (seed, frame, codebook, code) alone; `temperature=0` is greedy. Weights
+        are not sampled. With a state that was started against a crowd, `guidance` g moves the log-probabilities
+        (weights: the probabilities) by g times their difference from the crowd's (classifier-free guidance, Ho &
+        Salimans 2022, on the prompt).
         """
         out = []
         for t in range(source.content.shape[1]):
             frame = Source(*(x[:, t : t + 1] for x in source))
             codes, state = self._step(frame, state, seed, temperature, delay, guidance)
             out.append(codes)
-        empty = state.codes.new_zeros(source.content.shape[0], 0, self.config.n_codebooks)
+        c, b = self.config, source.content.shape[0]
+        empty = state.codes.new_zeros(b, 0, c.n_codebooks)
+        if not c.autoregressive:
+            empty = source.f0.new_zeros(b, 0, c.n_codebooks, c.codebook_size)
         return torch.stack(out, dim=1) if out else empty, state
 
     def _step(
@@ -239,33 +262,44 @@ class VoiceLM(PretrainedModule):
     ) -> tuple[Tensor, LMState]:
         rows = s.content.shape[0]
         guided = state.codes.shape[0] == 2 * rows  # the second half of the batch follows the crowd
-        noise = (torch.tensor(seed), torch.tensor(temperature)) if temperature > 0 else ()
+        drawn = temperature > 0 and self.config.autoregressive
+        noise = (torch.tensor(seed), torch.tensor(temperature)) if drawn else ()
         more = (torch.tensor(guidance),) if guided else ()
-        key = rows, guided, temperature > 0, self.config.context
-        codes, frame, stem = traced(self, self._frame, key, s, state, noise, torch.tensor(delay), more)
-        return codes[:rows], state._replace(frame=frame, codes=codes, stem=stem)
+        key = rows, guided, drawn, self.config.context
+        said, frame, stem = traced(self, self._frame, key, s, state, noise, torch.tensor(delay), more)
+        codes = said if self.config.autoregressive else state.codes
+        return said[:rows], state._replace(frame=frame, codes=codes, stem=stem)
 
     def _frame(self, s: tuple, state: tuple, noise: tuple, delay: Tensor, guidance: tuple) -> tuple:
-        """One frame. State's keys and values are written in place -> codes [B, K], the frame's number and stem."""
+        """One frame. State's keys and values are written in place -> what is said, the frame's number and stem."""
         c, s, state = self.config, Source(*s), LMState(*state)
         n, p, rows = state.frame, state.keys.shape[3] - c.context, s.content.shape[0]
         if guidance:
             s = Source(*(torch.cat((x, x)) for x in s))
         x, stem = self.embed_source(s, state.stem)
-        x = x + self.embed_codes(state.codes[:, None]) + state.voice + self.delay(delay)
-        x = x + self.segment((n == 0) + 1)
+        x = x + state.voice + self.delay(delay)
+        if c.autoregressive:
+            x = x + self.embed_codes(state.codes[:, None]) + self.segment((n == 0) + 1)
+        else:
+            x = x + self.segment.weight[1]
         slot = torch.arange(c.context, device=x.device)
         age = torch.cat((slot.new_zeros(p), (n - slot) % c.context))[None]
         mask, at = self._bias(age, age <= n), (p + n % c.context)[None]
         for i, block in enumerate(self.blocks):
             x = block(x, mask, (state.keys[i], state.values[i]), at)
         h = self.norm(x)
+        said = self._drawn(h, rows, n, noise, guidance) if c.autoregressive else self._weighed(h, rows, guidance)
+        return said, n + 1, stem
+
+    def _drawn(self, h: Tensor, rows: int, n: Tensor, noise: tuple, guidance: tuple) -> Tensor:
+        """Hidden state of a frame [B, 1, dim] -> codes [B, K], coarse to fine, each given those before it."""
+        c = self.config
         codes: list[Tensor] = []
         known = None
         if noise:
-            book = torch.arange(c.n_codebooks, device=x.device)[:, None]
+            book = torch.arange(c.n_codebooks, device=h.device)[:, None]
             seed, temperature = noise
-            rolled = temperature * rng.gumbel(seed, n, book, torch.arange(c.codebook_size, device=x.device))
+            rolled = temperature * rng.gumbel(seed, n, book, torch.arange(c.codebook_size, device=h.device))
         for k, head in enumerate(self.depth):
             logits = head(h, known)[:, 0].float()
             if guidance:
@@ -278,7 +312,12 @@ class VoiceLM(PretrainedModule):
             codes.append(code)
             e = self.codes[k](code)[:, None]
             known = e if known is None else known + e
-        return torch.stack(codes, dim=-1), n + 1, stem
+        return torch.stack(codes, dim=-1)
+
+    def _weighed(self, h: Tensor, rows: int, guidance: tuple) -> Tensor:
+        """Hidden state of a frame [B, 1, dim] -> weights of all codes [rows, K, codebook_size]."""
+        p = torch.stack([head(h, None)[:, 0].float().softmax(-1) for head in self.depth], dim=1)
+        return p[:rows] + guidance[0] * (p[:rows] - p[rows:]) if guidance else p
 
 
 def _guide(voice: Tensor, crowd: Tensor, guidance: Tensor) -> Tensor:

@@ -43,6 +43,21 @@ def perturb(mel: Tensor, warp: float = 0.17, eq_db: float = 5.0, noise: float = 
     return out + noise * torch.randn_like(out)
 
 
+def spec_mask(mel: Tensor, bands: int, steps: int) -> Tensor:
+    """Log-mel [B, T, M] with two stretches of up to `bands` bins and two of up to `steps` frames a row at their bins'
+    means (SpecAugment, Park et al. 2019)."""
+    b, t, m = mel.shape
+
+    def hidden(size: int, most: int) -> Tensor:
+        width = torch.randint(0, most + 1, (b, 1), device=mel.device)
+        start = (torch.rand(b, 1, device=mel.device) * (size - width).clamp_min(1)).long()
+        at = torch.arange(size, device=mel.device)
+        return (at >= start) & (at < start + width)
+
+    over = (hidden(m, bands) | hidden(m, bands))[:, None, :] | (hidden(t, steps) | hidden(t, steps))[:, :, None]
+    return torch.where(over, mel.mean(1, keepdim=True), mel)
+
+
 def warp_wave(x: Tensor, factor: Tensor, window: int = 1024, hop: int = 256) -> Tensor:
     """Waveform [B, n] with every frequency multiplied by `factor` [B], durations kept: a phase vocoder (Flanagan &
     Golden 1966) that moves magnitudes up the spectrum and lets phases run faster by the same factor."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vivavoce.codec import VoiceCodec, load_codec
+from vivavoce.core import radix
 from vivavoce.core.errors import ConfigError, CorpusError
 from vivavoce.core.resample import resample
 from vivavoce.lm import LMConfig, Source, VoiceLM
@@ -40,6 +41,8 @@ class LMRecipe:
     boost: dict = field(default_factory=dict)
     past_corruption: float = 0.4  # up to this share of a sequence's past codes is hidden or random
     unit_corruption: float = 0.05
+    unit_jitter: float = 0.3  # up to this share of a sequence's packed levels is moved by one
+    regression: float = 0.0  # weight of the squared error of the expected vectors, as a share of their variance
     pitch_jitter: float = 0.3  # semitones, a sequence
     codebook_weights: list[float] = field(default_factory=lambda: [1.0, 0.8, 0.6, 0.5])
     valid_batches: int = 12
@@ -126,6 +129,21 @@ class Sequences:
                 "prosody": s.prosody[index].astype(np.int64), "codes": s.codes[index].astype(np.int64)}  # fmt: skip
 
 
+def jitter(units: np.ndarray, levels: list[int], share: float, rng: np.random.Generator) -> np.ndarray:
+    """Packed units [T] with `share` of their levels moved up or down by one, at chance; others stay as they are."""
+    if not levels or not share:
+        return units
+    digits = radix.unpack(torch.from_numpy(units), levels)
+    step = rng.choice([-1, 1], digits.shape) * (rng.random(digits.shape) < share)
+    moved = (digits + torch.from_numpy(step)).clamp_min(0).minimum(torch.tensor(levels) - 1)
+    return radix.pack(moved, levels).numpy()
+
+
+def _summed(books: Tensor, codes: Tensor) -> Tensor:
+    """Vectors [K, size, d] and codes [..., K] -> their sums [..., d]."""
+    return sum(books[k][codes[..., k]] for k in range(len(books)))  # type: ignore[return-value]
+
+
 def as_source(arrays: dict[str, Tensor], level_offset: Tensor | float = 0.0, octaves: Tensor | float = 0.0) -> Source:
     """Token columns with a batch dimension -> Source, with level (dB) and pitch (octaves) shifted."""
     f0, periodicity, level = prosody.dequantise(arrays["prosody"])
@@ -154,11 +172,23 @@ class LMTask:
         self.valid = Sequences(tokens.split(held), config)
         torch.manual_seed(config.train.seed)
         self.model: nn.Module = VoiceLM(config.model)
+        if config.regression and self.codec is None:
+            raise ConfigError("regression: needs codec=, whose vectors are to be met")
         if self.codec is not None:  # codes that sound alike start out alike
             books = self.codec.quantiser.books[: config.model.n_codebooks]
             self.model.start_from([b.vectors for b in books])  # type: ignore[operator,misc]
         if config.start_from:
             take_over(self.model, VoiceLM.from_pretrained(config.start_from), config.start_from)
+
+        if config.regression:
+            self.books, self.spread = self._vectors()
+
+    def _vectors(self) -> tuple[Tensor, float]:
+        """The codec's vectors [K, codebook_size, d], and the variance of the sums that occur, over all d."""
+        assert self.codec is not None
+        books = torch.stack([b.vectors for b in self.codec.quantiser.books])  # type: ignore[misc]
+        some = self.train.split.codes[np.linspace(0, len(self.train.split.codes) - 1, 10_000).astype(np.int64)]
+        return books, float(_summed(books, torch.from_numpy(some.astype(np.int64))).var(0).sum())
 
     def batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
         return self._draw(self.train, rng, training=True)
@@ -174,7 +204,8 @@ class LMTask:
             # never the clip's own units in training: what they leak of the speaker would be copied at run time
             view = int(rng.integers(1, self.views + 1)) if training and self.views else 0
             ahead = sequences.arrays(np.pad(there, pad, "edge"), view)
-            codes = sequences.arrays(np.pad(here, pad, "edge"))["codes"][:, : c.model.n_codebooks]
+            fine = sequences.arrays(np.pad(here, pad, "edge"))["codes"]
+            codes = fine[:, : c.model.n_codebooks]
             prompt = sequences.arrays(sequences.prompt(rng, used, here, n_prompt))
             past = np.where(np.pad(begins, pad)[:, None], -1, np.concatenate((codes[:1], codes[:-1])))
             content, t = ahead["content"], np.arange(c.crop_frames)
@@ -186,10 +217,11 @@ class LMTask:
                 past[np.pad(begins, pad)] = -1
                 swap = rng.random(len(t)) < c.unit_corruption
                 content = np.where(swap, rng.integers(0, c.model.content_units, len(t)), content)
+                content = jitter(content, c.model.content_levels, rng.random() * c.unit_jitter, rng)
             rows.append({
                 **{f"prompt_{k}": v for k, v in prompt.items()},
                 "content": content, "expression": ahead["expression"], "prosody": ahead["prosody"],
-                "past": past, "target": codes, "mask": (t < n).astype(np.float32),
+                "past": past, "target": codes, "fine": fine, "mask": (t < n).astype(np.float32),
                 "gain": np.array([[rng.normal(0, 6.0)], [rng.normal(0, 6.0)]], np.float32) * training,
                 "octaves": np.array([rng.normal(0, c.pitch_jitter / 12)], np.float32) * training,
             })  # fmt: skip
@@ -197,18 +229,24 @@ class LMTask:
         return {**out, "delay": torch.tensor(delay)}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        nll = self._nll(model, batch)
-        w = torch.tensor(self.config.codebook_weights[: nll.shape[-1]], device=nll.device)
+        c, books = self.config, self.books.to(batch["fine"].device) if self.config.regression else None
+        nll, mean = self._said(model, batch, books)
+        w = torch.tensor(c.codebook_weights[: nll.shape[-1]], device=nll.device)
         mask = batch["mask"][..., None]
         each = (nll * mask).sum((0, 1)) / mask.sum()
-        return (each * w).sum() / w.sum(), {f"nll_{k}": each[k] for k in range(len(each))}
+        loss, numbers = (each * w).sum() / w.sum(), {f"nll_{k}": each[k] for k in range(len(each))}
+        if books is not None:
+            error = ((mean - _summed(books, batch["fine"])).square() * mask).sum() / mask.sum() / self.spread
+            loss, numbers = loss + c.regression * error, {"error": error, **numbers}
+        return loss, numbers
 
-    def _nll(self, model: nn.Module, b: dict[str, Tensor]) -> Tensor:
+    def _said(self, model: nn.Module, b: dict[str, Tensor], books: Tensor | None) -> tuple[Tensor, Tensor]:
         prompt = as_source({k[7:]: v for k, v in b.items() if k.startswith("prompt_")}, b["gain"][:, 0])
         source = as_source(b, b["gain"][:, 1], b["octaves"])
         codes = b["prompt_codes"][..., : self.config.model.n_codebooks]
-        return model(prompt, codes, source, b["past"], b["target"], int(b["delay"]))
+        return model(prompt, codes, source, b["past"], b["target"], int(b["delay"]), books)
 
+    @torch.no_grad()
     def validate(self) -> dict[str, float]:
         device = next(self.model.parameters()).device
         own: list[dict[str, Tensor]] = []

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from vivavoce.core.errors import ConfigError
 from vivavoce.core.layers import ConvNeXtStack
 from vivavoce.recipes.corpus import NO_LABEL, Pack, check_grid
-from vivavoce.recipes.data import VOICED, Crops, collate, random_gain
-from vivavoce.recipes.perturb import perturb
+from vivavoce.recipes.data import VOICED, Crops, collate, faster, random_gain
+from vivavoce.recipes.perturb import perturb, spec_mask
 from vivavoce.recipes.trainer import TrainConfig, fit, take_over
 from vivavoce.units import UnitEncoder, UnitsConfig
 from vivavoce.units.pitch import BINS, decode_pitch, encode_pitch
@@ -40,7 +40,11 @@ class UnitsRecipe:
     boost: dict = field(default_factory=dict)
     warp: float = 0.17  # speaker perturbation: formants by up to this factor
     eq_db: float = 5.0
-    noise_probability: float = 0.3  # added white noise, 5 to 35 dB below the speech
+    noise_probability: float = 0.3  # added noise (white, or another crop), 5 to 35 dB below the speech
+    speed: int = 3  # played up to this many twentieths faster or slower
+    mask_bands: int = 10  # mel bins, and half hops, that a mask hides at most
+    mask_steps: int = 10
+    dropout: float = 0.1  # of the trunk's features
     teacher_units: int = 500  # classes of the teacher's labels
     expression_weight: float = 1.0
     pitch_weight: float = 1.0  # 0: the pitch tracker stays as it is
@@ -82,8 +86,8 @@ class UnitsTrainer(nn.Module):
                 "octave_pitch": (cents > 600).float().mean(), "voicing_hit": agree}  # fmt: skip
 
     def forward(self, wave: Tensor, clean: Tensor, f0: Tensor, periodicity: Tensor, teacher: Tensor,
-                warp: float = 0.0, eq_db: float = 0.0, only_pitch: bool = False,
-                with_pitch: bool = True) -> dict[str, Tensor]:  # fmt: skip
+                warp: float = 0.0, eq_db: float = 0.0, masks: tuple[int, int] = (0, 0), dropout: float = 0.0,
+                only_pitch: bool = False, with_pitch: bool = True) -> dict[str, Tensor]:  # fmt: skip
         """`wave` may be noisy; `clean` is what expression must rebuild. Returns losses and accuracies."""
         if only_pitch:
             return self.pitch_losses(wave, f0, periodicity)
@@ -91,8 +95,9 @@ class UnitsTrainer(nn.Module):
         mel, _ = enc.spectra(wave)
         target, _ = enc.spectra(clean)
         target = target[:, 1::2]
-        h, _ = enc.features(perturb(mel, warp, eq_db) if warp else mel)
-        h = h[:, d:]
+        heard = perturb(mel, warp, eq_db) if warp else mel
+        h, _ = enc.features(spec_mask(heard, *masks) if any(masks) else heard)
+        h = F.dropout(h[:, d:], dropout)
         label = teacher[:, :-d]
         known = label != NO_LABEL
 
@@ -138,7 +143,8 @@ class UnitsTask:
         self.config = config
         check_grid("model", config.model.sample_rate, config.model.hop, config.pack)
         self.pack = Pack(config.pack)
-        self.crops = Crops(self.pack, "train", config.crop_frames, config.boost)
+        spare = -(-config.crop_frames * config.speed // 20)  # what a faster crop needs more
+        self.crops = Crops(self.pack, "train", config.crop_frames + spare, config.boost)
         torch.manual_seed(config.train.seed)
         start = UnitEncoder.from_pretrained(config.start_from) if config.start_from else None
         if config.only_pitch and start is None:
@@ -150,22 +156,29 @@ class UnitsTask:
         if config.only_pitch:
             self.model.requires_grad_(False)
             self.model.encoder.pitch.requires_grad_(True)  # type: ignore[operator,union-attr]
+        elif not config.pitch_weight:
+            self.model.encoder.pitch.requires_grad_(False)  # type: ignore[operator,union-attr]
 
     def batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        items = [self.crops.draw(rng) for _ in range(self.config.batch_size)]
-        for item in items:
+        c, items = self.config, []
+        for _ in range(c.batch_size):
+            item = self.crops.draw(rng)
             item.pop("clip")
-            clean = item["clean"] = random_gain(item["wave"], rng)
-            item["wave"] = clean
-            if rng.random() < self.config.noise_probability:
-                level = np.sqrt(np.mean(clean**2)) * 10 ** (-rng.uniform(5, 35) / 20)
-                item["wave"] = clean + rng.normal(0, level, clean.shape).astype(np.float32)
+            item = faster(item, 20 + int(rng.integers(-c.speed, c.speed + 1)), c.crop_frames)
+            items.append({**item, "clean": random_gain(item["wave"], rng)})
+        for item, other in zip(items, [*items[1:], items[0]]):
+            clean = item["wave"] = item["clean"]
+            if rng.random() < c.noise_probability:
+                noise = other["clean"] if rng.random() < 0.5 else rng.normal(0, 1, clean.shape)
+                ratio = np.sqrt(np.mean(clean**2) / max(float(np.mean(noise**2)), 1e-12))
+                item["wave"] = clean + (noise * ratio * 10 ** (-rng.uniform(5, 35) / 20)).astype(np.float32)
         return collate(items)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
         with_pitch = c.only_pitch or c.pitch_weight > 0
-        out = model(**batch, warp=c.warp, eq_db=c.eq_db, only_pitch=c.only_pitch, with_pitch=with_pitch)
+        out = model(**batch, warp=c.warp, eq_db=c.eq_db, masks=(c.mask_bands, c.mask_steps), dropout=c.dropout,
+                    only_pitch=c.only_pitch, with_pitch=with_pitch)  # fmt: skip
         total = c.pitch_weight * (0.5 * out["pitch"] + out["voicing"]) if with_pitch else torch.zeros(())
         if not c.only_pitch:
             total = total + out["content"] + 0.5 * out["direct"] + c.expression_weight * out["recon"]

@@ -279,7 +279,7 @@ def logits(lm: VoiceLM, *args: Any, **kw: Any) -> tuple[Tensor, Tensor]:
     kept: list[Tensor] = []
     hooks = [head.register_forward_hook(lambda m, i, o: kept.append(o[0])) for head in lm.depth]
     with torch.no_grad():
-        loss = lm(*args, **kw)
+        loss, _ = lm(*args, **kw)
     for hook in hooks:
         hook.remove()
     return torch.stack(kept), loss

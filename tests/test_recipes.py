@@ -430,6 +430,21 @@ def test_a_run_that_stops_and_goes_on_equals_one_that_never_stopped(kind, pack, 
     assert not different
 
 
+def test_a_model_that_is_not_autoregressive_learns_the_codecs_vectors(pack, models, tokens, tmp_path):
+    config = recipe_of("lm", pack, tokens, tmp_path)
+    config.model.autoregressive, config.regression = False, 4.0
+    with pytest.raises(ConfigError, match="regression: needs codec="):
+        train_lm.LMTask(config)
+    config.codec = models.codec
+    config.train = TrainConfig(str(tmp_path), steps=60, warmup_steps=2, validate_every=1000, learning_rate=3e-3)
+    task = train_lm.LMTask(config)
+    before = task.validate()["error"]
+    assert train_lm.run(config)["error"] < min(before, 1.2)  # 1: no better than the mean
+    codes = torch.from_numpy(task.train.split.codes[:9].astype(int))
+    vectors = Codec.from_pretrained(models.codec).quantiser.decode(codes)
+    torch.testing.assert_close(train_lm._summed(task.books, codes), vectors)
+
+
 def test_training_stops_by_the_clock(pack, tokens, tmp_path):
     config = recipe_of("codec", pack, tokens, tmp_path)
     config.train = TrainConfig(str(tmp_path), steps=10**6, budget_minutes=0.02, validate_every=10**6)

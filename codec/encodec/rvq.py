@@ -40,8 +40,13 @@ class ResidualVQ(nn.Module):
         return torch.stack(codes, dim=-1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes [B, T, k <= n] -> latents [B, T, dim]; fewer codebooks give a coarser sum."""
+        """Codes [B, T, k <= n], or weights of codes [B, T, k, size] -> latents [B, T, dim]; fewer codebooks give a
+        coarser sum."""
         total = torch.zeros((), device=codes.device)
+        if codes.is_floating_point():
+            for book, w in zip(self.books, codes.unbind(-2)):
+                total = total + w @ book.vectors  # type: ignore[operator]
+            return total
         for book, i in zip(self.books, codes.unbind(-1)):
             total = total + F.embedding(i, book.vectors)  # type: ignore[arg-type]
         return total
