@@ -14,6 +14,7 @@ PITCH_STEPS = 240  # an octave
 PERIODICITY_STEPS = 15
 LEVEL_STEP = 0.5  # dB
 DEFAULT_REGISTER = 160.0  # Hz, between most low and most high voices
+REGISTERS = 80.0, 280.0  # Hz, within which people speak; who sounds beyond them growls, cries, laughs or screams
 
 
 def quantise(f0: Tensor, periodicity: Tensor, level: Tensor) -> Tensor:
@@ -41,7 +42,8 @@ class Register(nn.Module):
     bent. The constants were chosen on pitch tracks, see docs/live.md.
 
     Args:
-        start: register in Hz that is known beforehand (from a scan of the file, or an earlier session).
+        start: register in Hz that is known beforehand (from a scan of the file, or an earlier session). Else, and
+            unless it lies there itself, none outside `REGISTERS` is believed.
     """
 
     FREE = 3  # voiced frames
@@ -53,6 +55,8 @@ class Register(nn.Module):
                  frame: float = 0.02) -> None:  # fmt: skip
         super().__init__()
         self.start = math.log2(start or DEFAULT_REGISTER)
+        low, high = (math.log2(r) for r in REGISTERS)
+        self.bounds = min(low, self.start), max(high, self.start)
         self.prior = memory_frames if start else prior_frames
         self.free = 0 if start else self.FREE
         self.memory, self.step = memory_frames, frame / 12.0  # seconds a frame; semitones a second -> octaves a frame
@@ -70,7 +74,7 @@ class Register(nn.Module):
             keep = 1.0 - v * (mass >= self.memory).double() / self.memory
             total, mass = total * keep + x[:, t] * v, mass * keep + v
             heard, gap = (heard + v).clamp_max(self.free + 1), ((gap + 1) * (1 - v)).clamp_max(self.PAUSE)
-            way = total / mass - used
+            way = (total / mass).clamp(*self.bounds) - used
             speaking = self.SPEAKING + self.HURRY * (12.0 * way.abs() - self.FAR).clamp_min(0)
             most = self.step * torch.where(gap >= self.PAUSE, self.RESTING, speaking)
             free = voiced[:, t] & (heard <= self.free)
@@ -81,8 +85,9 @@ class Register(nn.Module):
 
 
 def mean_register(f0: Tensor, periodicity: Tensor) -> float:
-    """Register in Hz of a whole recording (geometric mean over voiced frames); the default if none is voiced."""
+    """Register in Hz of a whole recording: the geometric mean of F0 over voiced frames, within `REGISTERS`, so that a
+    scream, which has no other frames, is heard as high; the default if none is voiced."""
     voiced = periodicity > 0.5
     if not bool(voiced.any()):
         return DEFAULT_REGISTER
-    return float(torch.exp2(torch.log2(f0[voiced]).mean()))
+    return float(torch.exp2(torch.log2(f0[voiced]).mean()).clamp(*REGISTERS))

@@ -34,8 +34,8 @@ class Settings:
     """How to convert.
 
     Attributes:
-        seed: of sampling and of the codec's noise.
-        temperature: of sampling; 0 is greedy.
+        seed: of the codec's noise, and of sampling.
+        temperature: of sampling; 0 is greedy. Only autoregressive models sample; the embedded one does not.
         guidance: how hard to lead away from an average voice, 0 to 5: more likeness, fewer clear phonemes.
             Needs a model that came with a crowd prompt; ignored by others.
         delay: extra look-ahead of the language model in frames of 20 ms.
