@@ -14,7 +14,7 @@ PITCH_STEPS = 240  # an octave
 PERIODICITY_STEPS = 15
 LEVEL_STEP = 0.5  # dB
 DEFAULT_REGISTER = 160.0  # Hz, between most low and most high voices
-REGISTERS = 80.0, 280.0  # Hz, within which people speak; who sounds beyond them growls, cries, laughs or screams
+REGISTERS = 60.0, 280.0  # Hz, within which people speak; who sounds beyond them cries, laughs or screams
 
 
 def quantise(f0: Tensor, periodicity: Tensor, level: Tensor) -> Tensor:
@@ -85,9 +85,15 @@ class Register(nn.Module):
 
 
 def mean_register(f0: Tensor, periodicity: Tensor) -> float:
-    """Register in Hz of a whole recording: the geometric mean of F0 over voiced frames, within `REGISTERS`, so that a
-    scream, which has no other frames, is heard as high; the default if none is voiced."""
+    """Register in Hz of a whole recording (geometric mean over voiced frames); the default if none is voiced."""
     voiced = periodicity > 0.5
     if not bool(voiced.any()):
         return DEFAULT_REGISTER
-    return float(torch.exp2(torch.log2(f0[voiced]).mean()).clamp(*REGISTERS))
+    return float(torch.exp2(torch.log2(f0[voiced]).mean()))
+
+
+def speaking_register(f0: Tensor, periodicity: Tensor) -> float:
+    """Register in Hz that the speaker of a recording has when speaking, as far as it tells: its mean, within
+    `REGISTERS`. So a recording that is one scream remains high above the register."""
+    low, high = REGISTERS
+    return min(max(mean_register(f0, periodicity), low), high)

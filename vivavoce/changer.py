@@ -212,7 +212,7 @@ class Changer:
         return Stream(engine, rate, chunk, self.voice)
 
     def scan_register(self, path: str | Path) -> float:
-        """Mean pitch in Hz of a recording's first minute."""
+        """Pitch register in Hz of a recording's first minute (see units.prosody.speaking_register)."""
         return self._register_of(mono_blocks(path), self._rate(path))
 
     @torch.inference_mode()
@@ -225,7 +225,7 @@ class Changer:
             pitch, state = self.units.pitch(piece, state)
             pieces.append(torch.stack(pitch))
         f0, periodicity = torch.cat(pieces, dim=-1)
-        return prosody.mean_register(f0, periodicity)
+        return prosody.speaking_register(f0, periodicity)
 
     @staticmethod
     def _rate(path: str | Path) -> int:
