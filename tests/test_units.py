@@ -33,8 +33,8 @@ from vivavoce.units.prosody import (
     Register,
     dequantise,
     mean_register,
-    speaking_register,
     quantise,
+    speaking_register,
 )
 
 RATE, HOP, FRAMES = 16000, 320, 40
