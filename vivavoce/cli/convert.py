@@ -40,9 +40,10 @@ def add(commands: Commands) -> None:
     c.add_argument("--voice", required=True, metavar="VOICE", help="embedded name, .voice file or recording")
     c.add_argument("--seed", type=int, default=0, help="of all randomness (default 0)")
     c.add_argument("--guidance", type=float, metavar="G",
-                   help="0 to 5: more likeness to the voice, less clear words (default: 1.2)")
+                   help="0 to 5: more likeness to the voice, less clear words (default: as tuned)")
     c.add_argument("--temperature", type=float, metavar="T",
-                   help="of sampling; 0 always takes the likeliest (default: as tuned)")  # fmt: skip
+                   help="of sampling; 0 always takes the likeliest; for autoregressive models, "
+                        "which the embedded one is not (default: as tuned)")  # fmt: skip
     c.add_argument("--delay", type=int, default=1, metavar="FRAMES",
                    help="let the model look this many frames of 20 ms further ahead (default 1)")  # fmt: skip
     c.add_argument("--transpose", type=float, default=0.0, metavar="SEMITONES",
