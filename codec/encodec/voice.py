@@ -73,8 +73,8 @@ class EncodecVoice(nn.Module):
     def decode(
         self, codes: Tensor, f0: Tensor, periodicity: Tensor, level: Tensor, state: State = None, seed: int = 0
     ) -> tuple[Tensor, State]:
-        """Codes [B, T, k], or weights of codes, -> waveform [B, T * hop] at the codec's rate; without a state, not before
-        seven frames."""
+        """Codes [B, T, k] (or weights of codes) -> waveform [B, T * hop] at the codec's rate; without a state, not
+        before seven frames."""
         return self.model.decode_stream(codes, state)
 
     def begin(self, codes: Tensor) -> State:
