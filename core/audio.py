@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,6 +99,25 @@ def load(path: str | Path, rate: int | None = None) -> tuple[Tensor, int]:
     return x, native
 
 
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Ctrl-C and its like wait for the end of the block: what they raise in a callback from C is lost there."""
+    kept: dict[int, Callable[[int, Any], Any]] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = ((s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM))
+        kept = {int(s): h for s, h in handlers if callable(h)}
+    came: list[tuple[int, Any]] = []
+    try:
+        for s in kept:
+            signal.signal(s, lambda number, frame: came.append((number, frame)))
+        yield
+    finally:
+        for s, handler in kept.items():
+            signal.signal(s, handler)
+        for number, frame in came[:1]:
+            kept[number](number, frame)
+
+
 class _Sink(io.FileIO):
     """A file for libsndfile that keeps the first error, which libsndfile drops or calls "System error"."""
 
@@ -165,7 +187,8 @@ class AudioWriter:
         assert self._sink is not None
         try:
             for block in x.split(WRITE_BLOCK):
-                self._file.write(block.numpy())
+                with _signals_wait():
+                    self._file.write(block.numpy())
         except (RuntimeError, OSError, AssertionError) as e:  # soundfile asserts that all was written
             raise self._error(e) from None
         if self._sink.error:
@@ -175,8 +198,9 @@ class AudioWriter:
         assert self._sink is not None
         failure = value
         try:
-            self._file.close()  # libsndfile writes its last block and the final header only now
-        except (RuntimeError, OSError) as e:
+            with _signals_wait():
+                self._file.close()  # libsndfile writes its last block and the final header only now
+        except BaseException as e:  # an interruption, too, must leave nothing behind
             failure = failure or e
         failure = failure or self._sink.error
         try:
@@ -187,7 +211,7 @@ class AudioWriter:
         except OSError as e:
             failure = failure or e
         if value is None and failure is not None:
-            raise self._error(failure) from None
+            raise (self._error(failure) if isinstance(failure, Exception) else failure) from None
 
 
 def save(path: str | Path, x: Tensor, rate: int) -> None:

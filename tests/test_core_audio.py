@@ -6,6 +6,7 @@ import contextlib
 import errno
 import math
 import os
+import signal
 import time
 import tracemalloc
 from pathlib import Path
@@ -300,6 +301,32 @@ def test_exception_in_the_block_wins_over_a_failing_close(tmp_path: Path) -> Non
             f.__exit__(ValueError, ValueError("boom"), None)
             assert names(tmp_path) == []
         raise ValueError("boom")
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in a block", "in the header, at the end"])
+def test_an_interruption_within_libsndfile_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """Python drops what is raised in a callback from C, and the writing would go on."""
+    plain, due = audio._Sink.write, []
+
+    def interrupted(self: audio._Sink, data: bytes) -> int:
+        if due:
+            os.kill(os.getpid(), due.pop())
+            time.sleep(0.01)
+        return plain(self, data)
+
+    monkeypatch.setattr(audio._Sink, "write", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), AudioWriter(tmp_path / "x.wav", 16000) as f:
+            due += [] if late else [signal.SIGINT]
+            f.write(torch.zeros(70_000))
+            due += [signal.SIGINT]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not due and names(tmp_path) == []
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -118,7 +118,16 @@ def train(args: argparse.Namespace) -> int:
     if config is not None and "=" in config and not Path(config).exists():
         config, overrides = None, [config, *overrides]
     report(run_recipe(args.stage, config or args.stage, overrides))
+    _leave_the_others()
     return 0
+
+
+def _leave_the_others() -> None:
+    """Close the connection to the other processes of `accelerate launch`: its threads, cut off at exit, abort."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def out_override(args: argparse.Namespace) -> list[str]:
