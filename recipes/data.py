@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vivavoce.core.errors import CorpusError
-from vivavoce.core.resample import resample
 from vivavoce.recipes.corpus import HOP, NO_LABEL, Pack
 
 VOICED = 0.5  # periodicity from which a frame counts as voiced
@@ -55,19 +54,24 @@ def encode(values: list[Any]) -> tuple[np.ndarray, list[Any]]:
 class Crops:
     """Draws crops of `frames` frames from one split; short clips are padded with silence.
 
+    Args:
+        labels: further integers a frame of the whole pack [frames], by name; padded with NO_LABEL.
+
     Raises:
         CorpusError: the split holds no clip.
     """
 
-    def __init__(self, pack: Pack, split: str, frames: int, boost: dict[str, float] | None = None) -> None:
+    def __init__(self, pack: Pack, split: str, frames: int, boost: dict[str, float] | None = None,
+                 labels: dict[str, np.ndarray] | None = None) -> None:  # fmt: skip
         self.pack, self.frames, self.clips = pack, frames, pack.split(split)
+        self.labels = {"teacher": pack.teacher, **(labels or {})}
         if not self.clips:
             raise CorpusError(f"{pack.folder}: no clip in split {split!r}")
         lengths = np.array([c["frames"] for c in self.clips])
         self.cumulative = np.cumsum(weights(lengths, boost or {}, lambda f: encode([c.get(f) for c in self.clips])))
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """One crop: wave [frames * hop], f0, periodicity, teacher [frames], and its clip's index."""
+        """One crop: wave [frames * hop], f0, periodicity, teacher and other labels [frames], its clip's index."""
         i = int(np.searchsorted(self.cumulative, rng.random() * self.cumulative[-1]))
         clip = self.clips[min(i, len(self.clips) - 1)]
         spare = clip["frames"] - self.frames
@@ -85,8 +89,9 @@ class Crops:
             "wave": np.pad(self.pack.waveform(at, n), (0, pad * HOP)),
             "f0": np.pad(f0, (0, pad), constant_values=f0[-1]).astype(np.float32),
             "periodicity": np.pad(periodicity, (0, pad)).astype(np.float32),
-            "teacher": np.pad(self.pack.teacher[at : at + n], (0, pad), constant_values=NO_LABEL).astype(np.int64),
-        }
+            **{k: np.pad(v[at : at + n], (0, pad), constant_values=NO_LABEL).astype(np.int64)
+               for k, v in self.labels.items()},
+        }  # fmt: skip
 
 
 def faster(item: dict[str, np.ndarray], twentieths: int, frames: int) -> dict[str, np.ndarray]:
@@ -95,11 +100,21 @@ def faster(item: dict[str, np.ndarray], twentieths: int, frames: int) -> dict[st
     It is cut to `frames` frames and must be that much longer. F0 follows; other labels stay with what they name.
     """
     ratio = twentieths / 20.0
-    out = resample(torch.from_numpy(item["wave"])[None], twentieths * 800, 16000)[0, : frames * HOP].numpy()
+    out = _stretched(item["wave"], round(len(item["wave"]) / ratio))[: frames * HOP]
     at = np.minimum(((np.arange(frames) + 0.5) * ratio).astype(np.int64), len(item["f0"]) - 1)
     moved = {k: v[at] for k, v in item.items() if v.ndim and k != "wave"}
     moved["f0"] = moved["f0"] * np.float32(ratio)
     return {**item, **moved, "wave": out}
+
+
+def _stretched(wave: np.ndarray, samples: int) -> np.ndarray:
+    """A waveform at `samples` samples, by its spectrum: some ten times as fast as the exact resampler, and good enough
+    for what wraps round at the edges of a crop."""
+    spectrum = np.fft.rfft(wave)
+    kept = np.zeros(samples // 2 + 1, np.complex128)
+    n = min(len(kept), len(spectrum))
+    kept[:n] = spectrum[:n]
+    return (np.fft.irfft(kept, samples) * (samples / len(wave))).astype(np.float32)
 
 
 def collate(items: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:

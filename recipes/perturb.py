@@ -35,11 +35,28 @@ def random_equaliser(batch: int, bands: int, spread_db: float, device: torch.dev
     return F.interpolate(knots, size=bands, mode="linear", align_corners=True)
 
 
-def perturb(mel: Tensor, warp: float = 0.17, eq_db: float = 5.0, noise: float = 0.05) -> Tensor:
-    """Another speaker's version of log-mel [B, T, M]: random warp in 1 +- `warp`, equaliser, slight noise."""
+def envelope(mel: Tensor, cepstra: int = 13) -> Tensor:
+    """The smooth part of log-mel [..., M]: its first `cepstra` cosines (cepstral liftering). What is left over is the
+    fine structure, harmonics where they are resolved."""
+    m = mel.shape[-1]
+    at = (torch.arange(m, device=mel.device) + 0.5) * math.pi / m
+    basis = torch.cos(at[:, None] * torch.arange(cepstra, device=mel.device)) * (2 / m) ** 0.5  # DCT-II, orthonormal
+    basis[:, 0] *= 0.5**0.5
+    return mel @ basis @ basis.T
+
+
+def perturb(mel: Tensor, warp: float = 0.17, eq_db: float = 5.0, noise: float = 0.05, pitch: float = 0.0) -> Tensor:
+    """Another speaker's version of log-mel [B, T, M]: random warp in 1 +- `warp`, equaliser, slight noise; and, under
+    an envelope that stays where it is, harmonics moved by up to a factor of exp(`pitch`)."""
     b, _, m = mel.shape
-    factor = torch.exp((torch.rand(b, device=mel.device) * 2 - 1) * warp)
-    out = warp_mel(mel, factor) + random_equaliser(b, m, eq_db, mel.device)
+
+    def factor(most: float) -> Tensor:
+        return torch.exp((torch.rand(b, device=mel.device) * 2 - 1) * most)
+
+    if pitch:
+        smooth = envelope(mel)
+        mel = smooth + warp_mel(mel - smooth, factor(pitch))
+    out = warp_mel(mel, factor(warp)) + random_equaliser(b, m, eq_db, mel.device)
     return out + noise * torch.randn_like(out)
 
 

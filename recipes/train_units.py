@@ -2,7 +2,8 @@
 
 The trunk sees a speaker-perturbed spectrum. Content: a small product code (FSQ) from which the teacher's frame
 labels are guessed, so that it holds what is known of them, doubts included; a head on the trunk itself guesses
-them too, which trains the trunk faster. Without `content_levels` the unit is the likeliest label.
+them too, which trains the trunk faster. Without `content_levels` the unit is the likeliest label. Where spans of
+phonemes are given, these are guessed as well: they know no speaker.
 Expression: whatever else a small decoder needs to rebuild the *unperturbed* spectrum, given content,
 pitch, level and a summary of the speaker from elsewhere in the clip; the perturbation and a few levels
 keep the speaker out of it. Pitch: the offline tracker's F0 and confidence.
@@ -12,14 +13,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vivavoce.core.errors import ConfigError
+from vivavoce.core.errors import ConfigError, CorpusError
 from vivavoce.core.layers import ConvNeXtStack
+from vivavoce.recipes import label
 from vivavoce.recipes.corpus import NO_LABEL, Pack, check_grid
 from vivavoce.recipes.data import VOICED, Crops, collate, faster, random_gain
 from vivavoce.recipes.perturb import perturb, spec_mask
@@ -38,8 +41,12 @@ class UnitsRecipe:
     batch_size: int = 16
     crop_frames: int = 100
     boost: dict = field(default_factory=dict)
+    phonemes: str | None = None  # JSONL (.gz) of {"id", "phonemes", "spans"}, see recipes.label
+    spans_earlier: int = 3  # frames by which the spans lie late
+    phoneme_weight: float = 1.0
     warp: float = 0.17  # speaker perturbation: formants by up to this factor
     eq_db: float = 5.0
+    pitch_warp: float = 0.4  # harmonics by up to a factor of exp(pitch_warp), formants stay
     noise_probability: float = 0.3  # added noise (white, or another crop), 5 to 35 dB below the speech
     speed: int = 3  # played up to this many twentieths faster or slower
     mask_bands: int = 10  # mel bins, and half hops, that a mask hides at most
@@ -56,7 +63,7 @@ class UnitsRecipe:
 class UnitsTrainer(nn.Module):
     """The encoder and the helpers that training needs and the export leaves behind."""
 
-    def __init__(self, config: UnitsConfig, teacher_units: int) -> None:
+    def __init__(self, config: UnitsConfig, teacher_units: int, phonemes: int = 0) -> None:
         super().__init__()
         self.encoder = UnitEncoder(config)
         self.speaker = ConvNeXtStack(config.n_mels, 96, 2)
@@ -65,6 +72,9 @@ class UnitsTrainer(nn.Module):
             self.content: nn.Module = nn.Linear(n, 128)
             self.guess = nn.Sequential(nn.Linear(n, 384), nn.GELU(), nn.Linear(384, teacher_units))
             self.direct = nn.Linear(config.dim, teacher_units)
+            if phonemes:
+                self.spell = nn.Sequential(nn.Conv1d(n, 256, 7, padding=3), nn.GELU(), nn.Conv1d(256, phonemes, 1))
+                self.direct_spell = nn.Linear(config.dim, phonemes)
         else:
             self.content = nn.Embedding(config.content_units, 128)
         self.rebuild = ConvNeXtStack(128 + len(config.expression_levels) + 3 + 96, 192, 3, kernel_size=3)
@@ -86,8 +96,9 @@ class UnitsTrainer(nn.Module):
                 "octave_pitch": (cents > 600).float().mean(), "voicing_hit": agree}  # fmt: skip
 
     def forward(self, wave: Tensor, clean: Tensor, f0: Tensor, periodicity: Tensor, teacher: Tensor,
-                warp: float = 0.0, eq_db: float = 0.0, masks: tuple[int, int] = (0, 0), dropout: float = 0.0,
-                only_pitch: bool = False, with_pitch: bool = True) -> dict[str, Tensor]:  # fmt: skip
+                phoneme: Tensor | None = None, warp: float = 0.0, eq_db: float = 0.0, pitch_warp: float = 0.0,
+                masks: tuple[int, int] = (0, 0), dropout: float = 0.0, only_pitch: bool = False,
+                with_pitch: bool = True) -> dict[str, Tensor]:  # fmt: skip
         """`wave` may be noisy; `clean` is what expression must rebuild. Returns losses and accuracies."""
         if only_pitch:
             return self.pitch_losses(wave, f0, periodicity)
@@ -95,23 +106,26 @@ class UnitsTrainer(nn.Module):
         mel, _ = enc.spectra(wave)
         target, _ = enc.spectra(clean)
         target = target[:, 1::2]
-        heard = perturb(mel, warp, eq_db) if warp else mel
+        heard = perturb(mel, warp, eq_db, pitch=pitch_warp) if warp else mel
         h, _ = enc.features(spec_mask(heard, *masks) if any(masks) else heard)
         h = F.dropout(h[:, d:], dropout)
         label = teacher[:, :-d]
         known = label != NO_LABEL
 
-        def guessed(logits: Tensor) -> Tensor:
+        def guessed(logits: Tensor, label: Tensor = label) -> Tensor:
+            known = label != NO_LABEL
             if not known.any():
-                return h.sum() * 0
+                return logits.sum() * 0
             return F.cross_entropy(logits[known].float(), label[known], label_smoothing=0.05)
 
-        logits = enc.content_head(h)
+        logits, spelling = enc.content_head(h), {}
         if enc.config.content_levels:
             code, _ = enc.content_fsq(logits)
             logits = self.guess(code)
             direct = guessed(self.direct(h))
             content = self.content(code.detach())
+            if phoneme is not None:
+                spelling = self._spelling(code, h, phoneme[:, :-d], guessed)
         else:
             direct = h.sum() * 0
             content = self.content(logits.argmax(-1))
@@ -133,7 +147,16 @@ class UnitsTrainer(nn.Module):
             hit = (logits.argmax(-1) == label)[known].float().mean() if known.any() else ce * 0
             without = rebuilt(torch.zeros_like(values)) if not self.training else recon
         pitch = self.pitch_losses(wave, f0, periodicity) if with_pitch else {}
-        return {"content": ce, "direct": direct, "recon": recon, "hit": hit, "recon_without": without, **pitch}
+        return {"content": ce, "direct": direct, "recon": recon, "hit": hit, "recon_without": without,
+                **spelling, **pitch}  # fmt: skip
+
+    def _spelling(self, code: Tensor, h: Tensor, phoneme: Tensor, guessed: Any) -> dict[str, Tensor]:
+        """How well phonemes [B, T] are guessed from codes [B, T, n] and from the trunk's features [B, T, dim]."""
+        logits = self.spell(code.transpose(1, 2)).transpose(1, 2)
+        known = phoneme != NO_LABEL
+        right = (logits.argmax(-1) == phoneme)[known].float().mean() if known.any() else logits.sum() * torch.nan
+        return {"spell": guessed(logits, phoneme), "direct_spell": guessed(self.direct_spell(h), phoneme),
+                "spell_hit": right.detach()}  # fmt: skip
 
 
 class UnitsTask:
@@ -144,13 +167,14 @@ class UnitsTask:
         check_grid("model", config.model.sample_rate, config.model.hop, config.pack)
         self.pack = Pack(config.pack)
         spare = -(-config.crop_frames * config.speed // 20)  # what a faster crop needs more
-        self.crops = Crops(self.pack, "train", config.crop_frames + spare, config.boost)
+        named, count = phonemes_of(self.pack, config) if config.phonemes else ({}, 0)
+        self.crops = Crops(self.pack, "train", config.crop_frames + spare, config.boost, named)
         torch.manual_seed(config.train.seed)
         start = UnitEncoder.from_pretrained(config.start_from) if config.start_from else None
         if config.only_pitch and start is None:
             raise ConfigError("only_pitch: say in start_from= which encoder's pitch tracker to train")
         model = start.config if config.only_pitch and start else config.model
-        self.model: nn.Module = UnitsTrainer(model, config.teacher_units)
+        self.model: nn.Module = UnitsTrainer(model, config.teacher_units, count)
         if start is not None:
             take_over(self.model.encoder, start, str(config.start_from))  # type: ignore[arg-type]
         if config.only_pitch:
@@ -177,11 +201,13 @@ class UnitsTask:
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
         with_pitch = c.only_pitch or c.pitch_weight > 0
-        out = model(**batch, warp=c.warp, eq_db=c.eq_db, masks=(c.mask_bands, c.mask_steps), dropout=c.dropout,
-                    only_pitch=c.only_pitch, with_pitch=with_pitch)  # fmt: skip
+        out = model(**batch, warp=c.warp, eq_db=c.eq_db, pitch_warp=c.pitch_warp, masks=(c.mask_bands, c.mask_steps),
+                    dropout=c.dropout, only_pitch=c.only_pitch, with_pitch=with_pitch)  # fmt: skip
         total = c.pitch_weight * (0.5 * out["pitch"] + out["voicing"]) if with_pitch else torch.zeros(())
         if not c.only_pitch:
             total = total + out["content"] + 0.5 * out["direct"] + c.expression_weight * out["recon"]
+            if "spell" in out:
+                total = total + c.phoneme_weight * (out["spell"] + 0.5 * out["direct_spell"])
         return total, out
 
     def validate(self) -> dict[str, float]:
@@ -195,12 +221,33 @@ class UnitsTask:
             kind = "speech" if clip.get("vocalisation", "none") == "none" else "vocal"
             rows[kind].append({k: float(v) for k, v in out.items()})
         return {f"{kind}/{k}": float(np.nanmean([r[k] for r in rs])) for kind, rs in rows.items() if rs
-                for k in ("hit", "recon", "recon_without", "gross_pitch", "octave_pitch", "voicing_hit")}  # fmt: skip
+                for k in ("hit", "spell_hit", "recon", "recon_without", "gross_pitch", "octave_pitch", "voicing_hit")
+                if k in rs[0] and not all(np.isnan(r[k]) for r in rs)}  # fmt: skip
 
     def export(self, folder: Path) -> None:
         encoder = self.model.encoder
         assert isinstance(encoder, UnitEncoder)
         encoder.save_pretrained(folder)
+
+
+def phonemes_of(pack: Pack, config: UnitsRecipe) -> tuple[dict[str, np.ndarray], int]:
+    """A phoneme a frame of the pack (NO_LABEL where there is none), and how many phonemes there are.
+
+    Raises:
+        ConfigError: without `content_levels`, where the unit itself is the teacher's label.
+        CorpusError: a file that cannot be read, or that names no clip of the pack.
+    """
+    if not config.model.content_levels:
+        raise ConfigError("phonemes: needs model.content_levels, a product code that they can shape")
+    spans = label.read_phonemes(str(config.phonemes))
+    out = np.full(len(pack.teacher), NO_LABEL, np.uint16)
+    for clip in pack.clips:
+        if clip["id"] in spans:
+            named = label.phones_of(spans[clip["id"]], clip["frames"], config.spans_earlier)
+            out[clip["offset"] : clip["offset"] + clip["frames"]] = np.where(named == label.UNKNOWN, NO_LABEL, named)
+    if (out == NO_LABEL).all():
+        raise CorpusError(f"{config.phonemes}: names no clip of {config.pack}")
+    return {"phoneme": out}, int(out[out != NO_LABEL].max()) + 1
 
 
 def run(config: UnitsRecipe) -> dict[str, float]:
