@@ -9,7 +9,7 @@ import torch
 from vivavoce.core import radix
 from vivavoce.recipes.corpus import HOP, RATE
 from vivavoce.recipes.data import faster
-from vivavoce.recipes.perturb import spec_mask
+from vivavoce.recipes.perturb import envelope, perturb, spec_mask
 from vivavoce.recipes.train_lm import jitter
 
 
@@ -46,3 +46,19 @@ def test_masks_hide_bins_and_frames() -> None:
     assert 0 < float(steps.float().mean()) < 12 / 40 and int(steps.sum(1).max()) <= 12
     assert torch.equal(hidden, bins[:, None, :] | steps[:, :, None])
     assert torch.equal(spec_mask(mel, 0, 0), mel)
+
+
+def test_pitch_moves_under_an_envelope_that_stays() -> None:
+    bins = torch.arange(80.0)
+    formants = 2 * torch.cos(bins / 12)  # smooth: 80 bins hold one period and a bit
+    harmonics = torch.sin(bins * 2 * torch.pi / 4)  # every fourth bin
+    mel = (formants + harmonics).expand(8, 20, 80)
+    assert float((envelope(mel)[..., 5:75] - formants[5:75]).abs().mean()) < 0.15
+    torch.testing.assert_close(envelope(envelope(mel)), envelope(mel))
+    torch.manual_seed(0)
+    out = perturb(mel, warp=0.0, eq_db=0.0, noise=0.0, pitch=0.4)
+    assert float((envelope(out) - envelope(mel)).abs().mean()) < 0.15
+    spacing = 80 / torch.fft.rfft(out[:, 0] - envelope(out)[:, 0]).abs().argmax(-1)  # bins from harmonic to harmonic
+    assert float(spacing.min()) < 3.7 and float(spacing.max()) > 4.3 and float(spacing.max()) < 4 * 1.6
+    same = perturb(mel, warp=0.0, eq_db=0.0, noise=0.0)
+    torch.testing.assert_close(same, mel)

@@ -445,6 +445,36 @@ def test_a_model_that_is_not_autoregressive_learns_the_codecs_vectors(pack, mode
     torch.testing.assert_close(train_lm._summed(task.books, codes), vectors)
 
 
+def test_units_learn_phonemes(pack, corpora, tokens, tmp_path):
+    config = recipe_of("units", pack, tokens, tmp_path)
+    config.model.content_levels, config.model.content_units = [5, 5, 5, 5], 625
+    config.phonemes, config.spans_earlier = corpora.phonemes, 0
+    config.pitch_weight, config.expression_weight, config.speed = 0.0, 0.0, 0
+    config.train = TrainConfig(str(tmp_path), steps=60, warmup_steps=2, validate_every=1000, learning_rate=3e-3)
+    task = train_units.UnitsTask(config)
+    (named, count), clip = train_units.phonemes_of(pack, config), pack.split("train")[0]
+    assert count <= len(PHONES) and len(named["phoneme"]) == len(pack.teacher)
+    spans = next(v for k, v in label.read_phonemes(corpora.phonemes).items() if k == clip["id"])
+    assert named["phoneme"][clip["offset"]] == spans[0][0]
+    with torch.no_grad():
+        before = task.validate()["speech/spell_hit"]
+    assert train_units.run(config)["speech/spell_hit"] > max(before, 1.5 / count)  # better than by chance
+
+
+def test_phonemes_that_units_cannot_use_are_refused(pack, corpora, tokens, tmp_path):
+    config = recipe_of("units", pack, tokens, tmp_path)
+    config.phonemes = corpora.phonemes
+    config.model.content_levels = []
+    with pytest.raises(ConfigError, match=r"phonemes: needs model\.content_levels"):
+        train_units.UnitsTask(config)
+    config.model.content_levels, config.model.content_units = [5, 5], 25
+    strange = tmp_path / "strange.jsonl"
+    strange.write_text('{"id": "nobody", "phonemes": ["a"], "spans": [[0, 1]]}\n')
+    config.phonemes = str(strange)
+    with pytest.raises(CorpusError, match="names no clip"):
+        train_units.UnitsTask(config)
+
+
 def test_training_stops_by_the_clock(pack, tokens, tmp_path):
     config = recipe_of("codec", pack, tokens, tmp_path)
     config.train = TrainConfig(str(tmp_path), steps=10**6, budget_minutes=0.02, validate_every=10**6)
