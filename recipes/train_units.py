@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ class UnitsRecipe:
     crop_frames: int = 100
     boost: dict = field(default_factory=dict)
     phonemes: str | None = None  # JSONL (.gz) of {"id", "phonemes", "spans"}, see recipes.label
-    spans_earlier: int = 3  # frames by which the spans lie late
+    spans_earlier: int = 0  # frames by which the spans lie late against the teacher
     phoneme_weight: float = 1.0
     warp: float = 0.17  # speaker perturbation: formants by up to this factor
     eq_db: float = 5.0
@@ -110,26 +109,18 @@ class UnitsTrainer(nn.Module):
         h, _ = enc.features(spec_mask(heard, *masks) if any(masks) else heard)
         h = F.dropout(h[:, d:], dropout)
         label = teacher[:, :-d]
-        known = label != NO_LABEL
-
-        def guessed(logits: Tensor, label: Tensor = label) -> Tensor:
-            known = label != NO_LABEL
-            if not known.any():
-                return logits.sum() * 0
-            return F.cross_entropy(logits[known].float(), label[known], label_smoothing=0.05)
-
         logits, spelling = enc.content_head(h), {}
         if enc.config.content_levels:
             code, _ = enc.content_fsq(logits)
             logits = self.guess(code)
-            direct = guessed(self.direct(h))
+            direct = _guessed(self.direct(h), label)
             content = self.content(code.detach())
             if phoneme is not None:
-                spelling = self._spelling(code, h, phoneme[:, :-d], guessed)
+                spelling = self._spelling(code, h, phoneme[:, :-d])
         else:
             direct = h.sum() * 0
             content = self.content(logits.argmax(-1))
-        ce = guessed(logits)
+        ce = _guessed(logits, label)
         values, _ = enc.fsq(enc.expression_head(h))
         level = clean.unfold(1, 320, 320).square().mean(-1).clamp_min(1e-8).log10()[:, :-d] / 4 + 1
         octaves = torch.log2(f0.clamp(30, 2000) / 200)[:, :-d] * periodicity[:, :-d]
@@ -144,19 +135,31 @@ class UnitsTrainer(nn.Module):
 
         recon = rebuilt(values)
         with torch.no_grad():
-            hit = (logits.argmax(-1) == label)[known].float().mean() if known.any() else ce * 0
+            hit = _hit(logits, label)
             without = rebuilt(torch.zeros_like(values)) if not self.training else recon
         pitch = self.pitch_losses(wave, f0, periodicity) if with_pitch else {}
         return {"content": ce, "direct": direct, "recon": recon, "hit": hit, "recon_without": without,
                 **spelling, **pitch}  # fmt: skip
 
-    def _spelling(self, code: Tensor, h: Tensor, phoneme: Tensor, guessed: Any) -> dict[str, Tensor]:
+    def _spelling(self, code: Tensor, h: Tensor, phoneme: Tensor) -> dict[str, Tensor]:
         """How well phonemes [B, T] are guessed from codes [B, T, n] and from the trunk's features [B, T, dim]."""
         logits = self.spell(code.transpose(1, 2)).transpose(1, 2)
-        known = phoneme != NO_LABEL
-        right = (logits.argmax(-1) == phoneme)[known].float().mean() if known.any() else logits.sum() * torch.nan
-        return {"spell": guessed(logits, phoneme), "direct_spell": guessed(self.direct_spell(h), phoneme),
-                "spell_hit": right.detach()}  # fmt: skip
+        return {"spell": _guessed(logits, phoneme), "direct_spell": _guessed(self.direct_spell(h), phoneme),
+                "spell_hit": _hit(logits, phoneme)}  # fmt: skip
+
+
+def _guessed(logits: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy of logits [B, T, classes] where there is a label [B, T]; a 0 with a gradient without any."""
+    known = label != NO_LABEL
+    if not known.any():
+        return logits.sum() * 0
+    return F.cross_entropy(logits[known].float(), label[known], label_smoothing=0.05)
+
+
+def _hit(logits: Tensor, label: Tensor) -> Tensor:
+    """Share of labels [B, T] that logits [B, T, classes] guess right; NaN without any."""
+    known = label != NO_LABEL
+    return (logits.argmax(-1) == label)[known].float().mean()
 
 
 class UnitsTask:
@@ -167,7 +170,7 @@ class UnitsTask:
         check_grid("model", config.model.sample_rate, config.model.hop, config.pack)
         self.pack = Pack(config.pack)
         spare = -(-config.crop_frames * config.speed // 20)  # what a faster crop needs more
-        named, count = phonemes_of(self.pack, config) if config.phonemes else ({}, 0)
+        named, count = phonemes_of(self.pack, config) if config.phonemes and not config.only_pitch else ({}, 0)
         self.crops = Crops(self.pack, "train", config.crop_frames + spare, config.boost, named)
         torch.manual_seed(config.train.seed)
         start = UnitEncoder.from_pretrained(config.start_from) if config.start_from else None
