@@ -100,14 +100,14 @@ def faster(item: dict[str, np.ndarray], twentieths: int, frames: int) -> dict[st
     It is cut to `frames` frames and must be that much longer. F0 follows; other labels stay with what they name.
     """
     ratio = twentieths / 20.0
-    out = _stretched(item["wave"], round(len(item["wave"]) / ratio))[: frames * HOP]
+    out = stretched(item["wave"], round(len(item["wave"]) / ratio))[: frames * HOP]
     at = np.minimum(((np.arange(frames) + 0.5) * ratio).astype(np.int64), len(item["f0"]) - 1)
     moved = {k: v[at] for k, v in item.items() if v.ndim and k != "wave"}
     moved["f0"] = moved["f0"] * np.float32(ratio)
     return {**item, **moved, "wave": out}
 
 
-def _stretched(wave: np.ndarray, samples: int) -> np.ndarray:
+def stretched(wave: np.ndarray, samples: int) -> np.ndarray:
     """A waveform at `samples` samples, by its spectrum: some ten times as fast as the exact resampler, and good enough
     for what wraps round at the edges of a crop."""
     spectrum = np.fft.rfft(wave)

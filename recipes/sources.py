@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from vivavoce.core.errors import CorpusError
 from vivavoce.recipes.corpora.hub import FILE, HubSource
 from vivavoce.recipes.corpus import HOP, RATE, TOLD, Pack, allowed, read_clip
+from vivavoce.recipes.data import stretched
 from vivavoce.recipes.tokens import is_token
 
 Job = tuple[str, int]
@@ -50,13 +51,23 @@ class Source(Protocol):
 
 
 class PackSource:
-    """Each split of a pack, in shards of `shard_clips` clips. Raises CorpusError: no clip in the splits."""
+    """Each split of a pack, in shards of `shard_clips` clips.
 
-    def __init__(self, folder: str, splits: list[str], shard_clips: int) -> None:
+    Args:
+        speeds: copies of the train split, played so many times as fast: each speaker once more as another, whose pitch
+            and formants are that much higher (speed perturbation, Ko et al. 2015).
+
+    Raises:
+        CorpusError: no clip in the splits.
+    """
+
+    def __init__(self, folder: str, splits: list[str], shard_clips: int, speeds: Sequence[float] = ()) -> None:
         self.pack, self.size = Pack(folder), shard_clips
         self.clips = {s: c for s in splits if (c := self.pack.split(s))}
         if not self.clips:
             raise CorpusError(f"{folder}: no clip in splits {', '.join(splits)}")
+        if "train" in self.clips:
+            self.clips["train"] = [_faster(c, v) for v in (1.0, *speeds) for c in self.clips["train"]]
         self.shards = {s: -(-len(c) // shard_clips) for s, c in self.clips.items()}
         self.jobs = [(s, k) for s, n in self.shards.items() for k in range(n)]
         self.targets = {j: [j] for j in self.jobs}
@@ -70,10 +81,27 @@ class PackSource:
         return sum(c["frames"] for j in jobs for c in self._of(*j))
 
     def blocks(self, part: str, index: int) -> Iterator[Block]:
-        yield [(c, partial(self.pack.waveform, c["offset"], c["frames"])) for c in self._of(part, index)]
+        yield [(c, partial(self._waveform, c)) for c in self._of(part, index)]
+
+    def _waveform(self, clip: dict[str, Any]) -> np.ndarray:
+        if "speed" not in clip:
+            return self.pack.waveform(clip["offset"], clip["frames"])
+        x = self.pack.waveform(clip["offset"], clip["original"])
+        x = stretched(x, round(len(x) / clip["speed"]))
+        return np.pad(x, (0, clip["frames"] * HOP - len(x)))
 
     def take_skipped(self) -> int:
         return 0
+
+
+def _faster(clip: dict[str, Any], speed: float) -> dict[str, Any]:
+    """What the manifest says of a clip that is played `speed` times as fast, by a speaker of its own."""
+    if speed == 1.0:
+        return clip
+    named = {k: f"{clip[k]}@{speed:g}" for k in ("id", "speaker") if clip.get(k) is not None}
+    frames = -(-round(clip["frames"] * HOP / speed) // HOP)
+    timed = {"duration_s": clip["duration_s"] / speed} if clip.get("duration_s") is not None else {}
+    return {**clip, **named, **timed, "frames": frames, "original": clip["frames"], "speed": speed}
 
 
 class StreamSource:

@@ -26,10 +26,11 @@ import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ class TokeniseConfig:
     workers: int = 1  # processes on this machine; on several, use `accelerate launch`
     warp: float = 0.17  # perturbation as in training the units
     eq_db: float = 5.0
+    pitch_warp: float = 0.0
+    speeds: list[float] = field(default_factory=list)  # copies of a pack's train split, played so many times as fast
     seed: int = 0
     precision: str = "no"  # of the perturbed views: no or bf16; all else is computed as it runs live
 
@@ -83,10 +86,14 @@ class Tokeniser:
     def __init__(self, config: TokeniseConfig, device: torch.device | str = "cpu") -> None:
         if config.precision not in ("no", "bf16"):
             raise ConfigError(f"precision {config.precision!r}: use no or bf16")
+        if any(not 0.5 <= v <= 2.0 or v == 1.0 for v in config.speeds) or len(set(config.speeds)) < len(config.speeds):
+            raise ConfigError(f"speeds {config.speeds}: give different ones from 0.5 to 2, without 1 (the clip itself)")
         self.config, self.device = config, torch.device(device)
         self.codec = load_codec(config.codec).to(device)
         self.units = load_units(config.units).to(device)
         self.whole_clips = isinstance(self.units, HubertUnits)  # hears both ways: a clip, unpadded, at a time
+        if config.pitch_warp and self.whole_clips:
+            raise ConfigError("pitch_warp: moves harmonics of a spectrum, but these units hear waveforms; leave it 0")
         own = self.units.config.sample_rate, self.units.config.hop
         for name, (rate, hop) in ((config.codec, self.codec.hears), (config.units, own)):
             check_grid(name, rate, hop, config.pack)
@@ -129,7 +136,7 @@ class Tokeniser:
         """Each clip's log-mel (or waveform in half hops) as another speaker's, drawn from (seed, clip id, view)
         alone, on the CPU."""
         c, out = self.config, torch.zeros_like(mel)
-        change = perturb_wave if self.whole_clips else perturb
+        change: Callable[..., Tensor] = perturb_wave if self.whole_clips else partial(perturb, pitch=c.pitch_warp)
         with torch.random.fork_rng(devices=[]):
             for row, source, n, name in zip(out, mel, lengths, ids):
                 digest = hashlib.sha256(f"{c.seed}/{name}/{view}".encode()).digest()
@@ -222,9 +229,11 @@ class ShardWriter:
         self.config, self.device = config, device
         self.source: Source
         if is_dataset(config.pack):
+            if config.speeds:
+                raise ConfigError("speeds: only of a pack; make one with `vivavoce prepare`")
             self.source = StreamSource(config.pack, config.splits, config.exclude_licences)
         else:
-            self.source = PackSource(config.pack, config.splits, config.shard_clips)
+            self.source = PackSource(config.pack, config.splits, config.shard_clips, config.speeds)
         self.tokeniser = Tokeniser(config, device)
 
     def head(self) -> dict[str, Any]:
@@ -243,6 +252,7 @@ class ShardWriter:
             "units_sha256": self._units_sha256(),
             "pack_sha256": self.source.digest,
             **{k: getattr(config, k) for k in ("views", "warp", "eq_db", "seed", "shard_clips", "precision")},
+            **{k: v for k in ("pitch_warp", "speeds") if (v := getattr(config, k))},  # absent from older tokens
             **grid_head(self.tokeniser.codec.grid),
             "shards": self.source.shards,
         }
@@ -335,7 +345,7 @@ def _sha256(path: Path) -> str:
 
 def _check_same(out: Path, head: dict[str, Any]) -> None:
     found = read_json(out / "tokens.json")
-    differ = [k for k in head if found.get(k) != head[k]]
+    differ = [k for k in sorted({*head, *found}) if found.get(k) != head.get(k)]
     if differ:
         raise CorpusError(f"{out}: shards from another tokeniser version ({', '.join(differ)} differ); "
                           "choose another out= or remove it")

@@ -338,6 +338,37 @@ def test_views_depend_on_seed_clip_and_view_alone(pack, models, tmp_path):
     assert (a["expression_1"] != other["expression_1"]).any()
 
 
+def test_speeds_make_speakers_of_their_own(pack, models, tokens, tmp_path):
+    whole = token_config(pack, models, tmp_path / "tokens", speeds=[0.8, 1.25], splits=["train", "valid"])
+    tokenise.run(whole)
+    split, plain = Tokens(whole.out).split("train"), Tokens(tokens).split("train")
+    assert len(Tokens(whole.out).split("valid").clips) == len(Tokens(tokens).split("valid").clips)
+    n, clips = len(plain.frames), list(split.clips)
+    assert [c["id"] for c in clips] == [f"{c['id']}{s}" for s in ("", "@0.8", "@1.25") for c in plain.clips]
+    assert {c["speaker"] for c in clips[n:]} == {f"{c['speaker']}@{s}" for s in ("0.8", "1.25") for c in plain.clips}
+    assert (split.frames[:n] == plain.frames).all()
+    for speed, part in ((0.8, split.frames[n : 2 * n]), (1.25, split.frames[2 * n :])):
+        assert (np.abs(part - plain.frames / speed) <= 1).all()
+    faster = sources.PackSource(str(pack.folder), ["train"], 99, [1.25])
+    (*_, (clip, wave)) = next(faster.blocks("train", 0))
+    own = pack.waveform(pack.split("train")[-1]["offset"], pack.split("train")[-1]["frames"])
+    assert len(wave()) == clip["frames"] * HOP
+    peak = [np.abs(np.fft.rfft(x)).argmax() / len(x) for x in (own, wave()[: round(len(own) / 1.25)])]
+    assert abs(peak[1] / peak[0] - 1.25) < 0.01
+    with pytest.raises(CorpusError, match=r"speeds differ"):
+        tokenise.run(dataclasses.replace(whole, speeds=[]))
+    with pytest.raises(ConfigError, match="give different ones"):
+        Tokeniser(dataclasses.replace(whole, speeds=[1.0]))
+
+
+def test_views_can_move_harmonics(pack, models, tmp_path):
+    clip = pack.clips[0]
+    wave = pack.waveform(clip["offset"], clip["frames"])
+    plain, moved = (Tokeniser(token_config(pack, models, tmp_path, pitch_warp=w))([wave], ["x"])[0] for w in (0, 0.4))
+    assert (plain["expression"] == moved["expression"]).all() and (plain["prosody"] == moved["prosody"]).all()
+    assert (plain["expression_1"] != moved["expression_1"]).any()
+
+
 def test_load_dataset_reads_tokens(tokens, tmp_path):
     import datasets
 
