@@ -28,6 +28,8 @@ from vivavoce.core.traced import traced
 from vivavoce.lm.transformer import Block, SwiGLU, slopes
 
 PLAUSIBLE = 6.0  # nats below the likeliest code within which guidance may choose
+STEADY = 0.5  # share of guided weights' way from the crowd that is its running mean: likeness is slow, words are fast
+KEPT = 0.5 ** (1 / 25)  # of that mean, a frame: half of it in half a second
 
 
 @dataclass
@@ -70,12 +72,13 @@ class LMState(NamedTuple):
     codes: Tensor  # int64 [B, K], of the last frame; -1 before the first, and where they play no part
     voice: Tensor  # [B, 1, dim], summary of the prompt
     stem: tuple  # conv states
+    away: Tensor  # [B / 2, K, codebook_size], running mean of the weights' way from the crowd's; empty without guidance
 
     def clone(self) -> LMState:
         """A deep copy: a snapshot, or the fork of a stream."""
-        keys, values, frame, codes, voice, stem = self
+        keys, values, frame, codes, voice, stem, away = self
         return LMState(keys.clone(), values.clone(), frame.clone(), codes.clone(), voice.clone(),
-                       tuple(s.clone() for s in stem))  # fmt: skip
+                       tuple(s.clone() for s in stem), away.clone())  # fmt: skip
 
 
 class VoiceLM(PretrainedModule):
@@ -231,7 +234,8 @@ class VoiceLM(PretrainedModule):
             x = block(x, mask, (keys[n], values[n]), i[:, 0])
         none = torch.full((b, c.n_codebooks), -1, dtype=torch.int64, device=x.device)
         _, stem = self.embed_source(Source(*(t[:, :0] for t in prompt)))
-        return LMState(keys, values, torch.zeros((), dtype=torch.int64, device=x.device), none, voice, stem)
+        away = x.new_zeros(0 if crowd is None or c.autoregressive else b // 2, c.n_codebooks, c.codebook_size)
+        return LMState(keys, values, torch.zeros((), dtype=torch.int64, device=x.device), none, voice, stem, away)
 
     @torch.no_grad()
     def generate(
@@ -244,7 +248,7 @@ class VoiceLM(PretrainedModule):
         Sampling noise is a function of (seed, frame, codebook, code) alone; `temperature=0` is greedy. Weights
         are not sampled. With a state that was started against a crowd, `guidance` g moves the log-probabilities
         (weights: the probabilities) by g times their difference from the crowd's (classifier-free guidance, Ho &
-        Salimans 2022, on the prompt).
+        Salimans 2022, on the prompt); for weights, half of that difference is its running mean (`STEADY`, `KEPT`).
         """
         out = []
         for t in range(source.content.shape[1]):
@@ -266,12 +270,12 @@ class VoiceLM(PretrainedModule):
         noise = (torch.tensor(seed), torch.tensor(temperature)) if drawn else ()
         more = (torch.tensor(guidance),) if guided else ()
         key = rows, guided, drawn, self.config.context
-        said, frame, stem = traced(self, self._frame, key, s, state, noise, torch.tensor(delay), more)
+        said, frame, stem, away = traced(self, self._frame, key, s, state, noise, torch.tensor(delay), more)
         codes = said if self.config.autoregressive else state.codes
-        return said[:rows], state._replace(frame=frame, codes=codes, stem=stem)
+        return said[:rows], state._replace(frame=frame, codes=codes, stem=stem, away=away)
 
     def _frame(self, s: tuple, state: tuple, noise: tuple, delay: Tensor, guidance: tuple) -> tuple:
-        """One frame. State's keys and values are written in place -> what is said, the frame's number and stem."""
+        """One frame. State's keys and values are written in place -> what is said, and the state's frame, stem, away."""
         c, s, state = self.config, Source(*s), LMState(*state)
         n, p, rows = state.frame, state.keys.shape[3] - c.context, s.content.shape[0]
         if guidance:
@@ -288,8 +292,10 @@ class VoiceLM(PretrainedModule):
         for i, block in enumerate(self.blocks):
             x = block(x, mask, (state.keys[i], state.values[i]), at)
         h = self.norm(x)
-        said = self._drawn(h, rows, n, noise, guidance) if c.autoregressive else self._weighed(h, rows, guidance)
-        return said, n + 1, stem
+        if c.autoregressive:
+            return self._drawn(h, rows, n, noise, guidance), n + 1, stem, state.away
+        said, away = self._weighed(h, rows, n, state.away, guidance)
+        return said, n + 1, stem, away
 
     def _drawn(self, h: Tensor, rows: int, n: Tensor, noise: tuple, guidance: tuple) -> Tensor:
         """Hidden state of a frame [B, 1, dim] -> codes [B, K], coarse to fine, each given those before it."""
@@ -314,10 +320,14 @@ class VoiceLM(PretrainedModule):
             known = e if known is None else known + e
         return torch.stack(codes, dim=-1)
 
-    def _weighed(self, h: Tensor, rows: int, guidance: tuple) -> Tensor:
-        """Hidden state of a frame [B, 1, dim] -> weights of all codes [rows, K, codebook_size]."""
+    def _weighed(self, h: Tensor, rows: int, n: Tensor, away: Tensor, guidance: tuple) -> tuple[Tensor, Tensor]:
+        """Hidden state of frame n [B, 1, dim] -> weights of all codes [rows, K, codebook_size], the state's `away`."""
         p = torch.stack([head(h, None)[:, 0].float().softmax(-1) for head in self.depth], dim=1)
-        return p[:rows] + guidance[0] * (p[:rows] - p[rows:]) if guidance else p
+        if not guidance:
+            return p, away
+        now = p[:rows] - p[rows:]
+        away = now + (n / (n + 1)).clamp_max(KEPT) * (away - now)
+        return p[:rows] + guidance[0] * (now + STEADY * (away - now)), away
 
 
 def _guide(voice: Tensor, crowd: Tensor, guidance: Tensor) -> Tensor:

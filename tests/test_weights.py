@@ -72,15 +72,34 @@ def test_guidance_moves_weights_along_a_line(changer: Changer) -> None:
     assert float((one - zero).abs().max()) > 1e-3
 
 
+def test_half_of_guidance_is_a_running_mean(changer: Changer) -> None:
+    """The first frame is guided in full; then the mean of all frames so far takes half of the way, and forgets."""
+    frames, (prompt, codes) = 40, own(changer)
+    src, crowd = units(frames, LM), own(changer, "bela")
+    p = min(codes.shape[1], crowd[1].shape[1])
+    alone, other = (changer.lm.generate(src, changer.lm.start(Source(*(t[:, :p] for t in s)), c[:, :p]))[0]
+                    for s, c in ((prompt, codes), crowd))  # fmt: skip
+    guided, state = changer.lm.generate(src, changer.lm.start(prompt, codes, crowd), guidance=1.5)
+    way, mean = (alone - other)[0], torch.zeros(LM.n_codebooks, LM.codebook_size)
+    for t in range(frames):
+        keep = min(t / (t + 1), 0.5 ** (1 / 25))
+        mean = keep * mean + (1 - keep) * way[t]
+        torch.testing.assert_close(guided[0, t], alone[0, t] + 1.5 * (mean + way[t]) / 2, atol=1e-5, rtol=0)
+    torch.testing.assert_close(state.away[0], mean, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("guided", [False, True])
 @given(cut=st.integers(1, 19))
-def test_a_snapshot_goes_on_as_the_stream_does(changer: Changer, cut: int) -> None:
+def test_a_snapshot_goes_on_as_the_stream_does(changer: Changer, guided: bool, cut: int) -> None:
     src, lm = units(20, LM), changer.lm
-    whole, _ = lm.generate(src, lm.start(*own(changer)))
-    first, state = lm.generate(Source(*(t[:, :cut] for t in src)), lm.start(*own(changer)))
+    crowd, g = (own(changer, "bela"), 1.0) if guided else (None, 0.0)
+    whole, _ = lm.generate(src, lm.start(*own(changer), crowd), guidance=g)
+    first, state = lm.generate(Source(*(t[:, :cut] for t in src)), lm.start(*own(changer), crowd), guidance=g)
     kept: LMState = state.clone()
     rest = Source(*(t[:, cut:] for t in src))
-    assert torch.equal(lm.generate(rest, state)[0], lm.generate(rest, kept)[0])
-    assert torch.equal(torch.cat((first, lm.generate(rest, kept)[0][:, :0], whole[:, cut:]), 1), whole)
+    after = lm.generate(rest, state, guidance=g)[0]
+    assert torch.equal(after, lm.generate(rest, kept, guidance=g)[0])
+    assert torch.equal(torch.cat((first, after), 1), whole)
 
 
 @given(data=st.data())
