@@ -337,7 +337,10 @@ def _guide(voice: Tensor, crowd: Tensor, guidance: Tensor) -> Tensor:
 
 
 class UnitEmbedding(nn.Embedding):
-    """Packed units [...] -> [..., dim]: the sum of an embedding for each level that they pack."""
+    """Packed units [...] -> [..., dim]: the sum of an embedding for each level that they pack.
+
+    Or levels as floats [..., n], whole numbers: their gradients are the slopes between the neighbours' embeddings.
+    """
 
     base: Tensor
 
@@ -347,9 +350,18 @@ class UnitEmbedding(nn.Embedding):
         self.register_buffer("base", torch.tensor([0, *levels[:-1]]).cumsum(0), persistent=False)
 
     def forward(self, units: Tensor) -> Tensor:
+        if units.is_floating_point():
+            return self._between(units)
         if len(self.levels) == 1:
             return super().forward(units)
         return super().forward(radix.unpack(units, self.levels) + self.base).sum(-2)
+
+    def _between(self, levels: Tensor) -> Tensor:
+        at = levels.detach().round().long()
+        low, high = (at - 1).clamp_min(0), torch.minimum(at + 1, torch.tensor(self.levels, device=at.device) - 1)
+        own, below, above = (super(UnitEmbedding, self).forward(i + self.base) for i in (at, low, high))
+        slope = (above - below) / (high - low)[..., None]
+        return (own + (levels - at)[..., None] * slope).sum(-2)
 
 
 class DepthHead(nn.Module):

@@ -81,9 +81,10 @@ class PackSource:
         return sum(c["frames"] for j in jobs for c in self._of(*j))
 
     def blocks(self, part: str, index: int) -> Iterator[Block]:
-        yield [(c, partial(self._waveform, c)) for c in self._of(part, index)]
+        yield [(c, partial(self.waveform, c)) for c in self._of(part, index)]
 
-    def _waveform(self, clip: dict[str, Any]) -> np.ndarray:
+    def waveform(self, clip: dict[str, Any]) -> np.ndarray:
+        """float32 samples [frames * hop] of one of `clips`."""
         if "speed" not in clip:
             return self.pack.waveform(clip["offset"], clip["frames"])
         x = self.pack.waveform(clip["offset"], clip["original"])

@@ -168,8 +168,8 @@ class LMTask:
         self.codec = codec_of(tokens, config.codec) if config.codec else None
         self.train = Sequences(tokens.split("train"), config)
         self.views = len(self.train.split.views)
-        held = "valid" if tokens.head["shards"].get("valid") else "train"
-        self.valid = Sequences(tokens.split(held), config)
+        self.held = "valid" if tokens.head["shards"].get("valid") else "train"
+        self.valid = Sequences(tokens.split(self.held), config)
         torch.manual_seed(config.train.seed)
         self.model: nn.Module = VoiceLM(config.model)
         if config.regression and self.codec is None:
@@ -206,7 +206,8 @@ class LMTask:
             ahead = sequences.arrays(np.pad(there, pad, "edge"), view)
             fine = sequences.arrays(np.pad(here, pad, "edge"))["codes"]
             codes = fine[:, : c.model.n_codebooks]
-            prompt = sequences.arrays(sequences.prompt(rng, used, here, n_prompt))
+            prompt_at = sequences.prompt(rng, used, here, n_prompt)
+            prompt = sequences.arrays(prompt_at)
             past = np.where(np.pad(begins, pad)[:, None], -1, np.concatenate((codes[:1], codes[:-1])))
             content, t = ahead["content"], np.arange(c.crop_frames)
             if training:
@@ -224,9 +225,14 @@ class LMTask:
                 "past": past, "target": codes, "fine": fine, "mask": (t < n).astype(np.float32),
                 "gain": np.array([[rng.normal(0, 6.0)], [rng.normal(0, 6.0)]], np.float32) * training,
                 "octaves": np.array([rng.normal(0, c.pitch_jitter / 12)], np.float32) * training,
+                **self._more(sequences, np.pad(there, pad, "edge"), prompt_at),
             })  # fmt: skip
         out = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
         return {**out, "delay": torch.tensor(delay)}
+
+    def _more(self, sequences: Sequences, units: np.ndarray, prompt: np.ndarray) -> dict[str, np.ndarray]:
+        """What else a row of the batch holds, of the frames [T] of its source's units and [P] of its prompt."""
+        return {}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         c, books = self.config, self.books.to(batch["fine"].device) if self.config.regression else None

@@ -14,6 +14,7 @@ RECIPES = {  # stage -> module of vivavoce.recipes, its config, its function
     "codec": ("train_codec", "CodecRecipe", "run"),
     "units": ("train_units", "UnitsRecipe", "run"),
     "lm": ("train_lm", "LMRecipe", "run"),
+    "joint": ("train_joint", "JointRecipe", "run"),
     "tagger": ("train_tagger", "TaggerRecipe", "run"),
     "emotion": ("train_emotion", "EmotionRecipe", "run"),
     "probe": ("probe", "ProbeConfig", "run"),
@@ -28,8 +29,8 @@ RECIPES = {  # stage -> module of vivavoce.recipes, its config, its function
     "translate": ("train_translate", "TranslateRecipe", "run"),
     "idea": ("idea", "IdeaRecipe", "run"),
 }
-TRAIN_STAGES = ("codec", "units", "lm", "default", "tagger", "emotion", "label", "kmeans", "distil", "unit_bpe",
-                "pairs", "translate", "idea", "probe")  # fmt: skip
+TRAIN_STAGES = ("codec", "units", "lm", "joint", "default", "tagger", "emotion", "label", "kmeans", "distil",
+                "unit_bpe", "pairs", "translate", "idea", "probe")  # fmt: skip
 
 PREPARE = """\
 CORPUS is a manifest (a line a clip: id, path, speaker, licence, split ...; clips loose or in tar shards), a folder

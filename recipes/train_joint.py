@@ -1,0 +1,147 @@
+"""Train unit encoder and language model together: units that say what the codec's codes need.
+
+`train units` teaches the encoder what a recogniser would label, `train lm` makes the best of that. Here the language
+model's loss reaches the encoder: its rounding lets gradients through, so content and expression come to hold what the
+target's codes need of a sound, recognised or not. What keeps the speaker out is what keeps it out there: the encoder
+hears a perturbed spectrum, the target is the clean clip, and the voice is in the prompt. Both go on from trained ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vivavoce.core.errors import ConfigError
+from vivavoce.lm import Source, VoiceLM
+from vivavoce.recipes.corpus import HOP
+from vivavoce.recipes.perturb import perturb, spec_mask
+from vivavoce.recipes.sources import PackSource
+from vivavoce.recipes.tokens import Tokens
+from vivavoce.recipes.train_lm import LMRecipe, LMTask, Sequences, as_source
+from vivavoce.recipes.trainer import fit
+from vivavoce.units import UnitEncoder
+
+
+@dataclass
+class JointRecipe(LMRecipe):
+    """`vivavoce train joint` reads this: what `train lm` does, and where the waveforms and the encoder are."""
+
+    pack: str = ""  # the pack behind the tokens
+    units: str = ""  # folder of the encoder behind the tokens
+    warp: float = 0.17  # speaker perturbation, as in train units
+    eq_db: float = 5.0
+    pitch_warp: float = 0.4
+    mask_bands: int = 10
+    mask_steps: int = 10
+
+
+class JointTrainer(nn.Module):
+    """Encoder and language model, from waveforms to the likelihood of codes."""
+
+    def __init__(self, encoder: UnitEncoder, lm: VoiceLM) -> None:
+        super().__init__()
+        self.encoder, self.lm = encoder, lm
+
+    def levels(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-mel at half hops [B, 2 (T + lookahead), M] -> levels of content [B, T, n] and of expression
+        [B, T, channels]: whole numbers that gradients pass through."""
+        enc = self.encoder
+        h = enc.features(mel)[0][:, enc.config.lookahead :]
+        both = (enc.content_fsq, enc.content_head(h)), (enc.fsq, enc.expression_head(h))
+        content, expression = ((fsq(x)[0] + 1) * fsq.reach for fsq, x in both)
+        return content, expression
+
+    def forward(self, wave: Tensor, prompt_wave: Tensor, prompt: Source, prompt_codes: Tensor, source: Source,
+                past: Tensor, target: Tensor, delay: int, books: Tensor | None, change: tuple[float, float, float],
+                masks: tuple[int, int]) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """VoiceLM.forward, with the units of `prompt` and `source` read anew from waveforms [B, (T + lookahead) * hop].
+
+        Args:
+            change: warp, equaliser (dB) and pitch warp of `perturb`; zeros leave the spectrum as it is.
+            masks: bands and steps of `spec_mask`.
+        """
+        enc = self.encoder
+        with torch.no_grad():
+            mel, _ = enc.spectra(prompt_wave)
+            content, expression = enc.read(mel)[0]
+            d = enc.config.lookahead
+            prompt = prompt._replace(content=content[:, d:], expression=expression[:, d:])
+            mel, _ = enc.spectra(wave)
+            if any(change):
+                warp, eq_db, pitch = change
+                mel = perturb(mel, warp, eq_db, pitch=pitch)
+            if any(masks):
+                mel = spec_mask(mel, *masks)
+        content, expression = self.levels(mel)
+        source = source._replace(content=content, expression=expression)
+        return self.lm(prompt, prompt_codes, source, past, target, delay, books)
+
+
+class JointTask(LMTask):
+    """See recipes.trainer.Task."""
+
+    config: JointRecipe
+
+    def __init__(self, config: JointRecipe) -> None:
+        head = Tokens(config.tokens).head
+        if not config.start_from:
+            raise ConfigError("start_from: say which language model to go on from (vivavoce train lm)")
+        encoder = UnitEncoder.from_pretrained(config.units)
+        if not encoder.config.content_levels:
+            raise ConfigError(f"units: {config.units} has classes for content, and only product codes (content_levels) "
+                              "let gradients through")  # fmt: skip
+        self.waves = PackSource(config.pack, list(head["shards"]), head["shard_clips"], head.get("speeds", ()))
+        if self.waves.digest != head["pack_sha256"]:
+            raise ConfigError(f"pack: {config.tokens} was not made of {config.pack}")
+        self.lookahead = encoder.config.lookahead
+        super().__init__(config)
+        assert isinstance(self.model, VoiceLM)
+        self.model = JointTrainer(encoder, self.model)
+        for p in encoder.pitch.parameters():
+            p.requires_grad_(False)
+
+    def _more(self, sequences: Sequences, units: np.ndarray, prompt: np.ndarray) -> dict[str, np.ndarray]:
+        part = "train" if sequences is self.train else self.held
+        return {"wave": self._wave(part, sequences, units), "prompt_wave": self._wave(part, sequences, prompt)}
+
+    def _wave(self, part: str, sequences: Sequences, frames: np.ndarray) -> np.ndarray:
+        """The audio of frames [T] of the tokens, and of the look-ahead after them: [(T + lookahead) * hop]."""
+        offsets, clips = sequences.split.offsets, self.waves.clips[part]
+        at = np.concatenate((frames, frames[-1] + 1 + np.arange(self.lookahead)))
+        clip = np.searchsorted(offsets, at, side="right") - 1
+        clip[len(frames) :] = clip[len(frames) - 1]  # what lies beyond the last clip's end is silence
+        out = np.zeros((len(at), HOP), np.float32)
+        for i in np.unique(clip):
+            here, x = clip == i, self.waves.waveform(clips[i]).reshape(-1, HOP)
+            local = at[here] - offsets[i]
+            out[here] = np.where((local < len(x))[:, None], x[np.minimum(local, len(x) - 1)], 0.0)
+        return out.reshape(-1)
+
+    def _said(self, model: nn.Module, b: dict[str, Tensor], books: Tensor | None) -> tuple[Tensor, Tensor]:
+        c = self.config
+        prompt = as_source({k[7:]: v for k, v in b.items() if k.startswith("prompt_")}, b["gain"][:, 0])
+        source = as_source(b, b["gain"][:, 1], b["octaves"])
+        codes = b["prompt_codes"][..., : c.model.n_codebooks]
+        change, masks = (c.warp, c.eq_db, c.pitch_warp), (c.mask_bands, c.mask_steps)
+        if not self.model.training:
+            change, masks = (0.0, 0.0, 0.0), (0, 0)
+        return model(b["wave"], b["prompt_wave"], prompt, codes, source, b["past"], b["target"], int(b["delay"]), books,
+                     change, masks)  # fmt: skip
+
+    def _listen(self, device: torch.device) -> dict[str, float]:
+        return {}  # the tokens' units are not this encoder's any more
+
+    def export(self, folder: Path) -> None:
+        model: Any = self.model
+        model.encoder.save_pretrained(folder / "units")
+        model.lm.save_pretrained(folder / "lm")
+
+
+def run(config: JointRecipe) -> dict[str, float]:
+    """Train, validate, export."""
+    return fit(JointTask(config), config.train)
