@@ -275,7 +275,7 @@ class VoiceLM(PretrainedModule):
         return said[:rows], state._replace(frame=frame, codes=codes, stem=stem, away=away)
 
     def _frame(self, s: tuple, state: tuple, noise: tuple, delay: Tensor, guidance: tuple) -> tuple:
-        """One frame. State's keys and values are written in place -> what is said, and the state's frame, stem, away."""
+        """One frame. Keys and values are written in place -> what is said; frame, stem and away of the state."""
         c, s, state = self.config, Source(*s), LMState(*state)
         n, p, rows = state.frame, state.keys.shape[3] - c.context, s.content.shape[0]
         if guidance:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+
 from vivavoce.codec import Codec
-from vivavoce.core.errors import ConfigError
 from vivavoce.core import radix
+from vivavoce.core.errors import ConfigError
 from vivavoce.lm import LMConfig, VoiceLM
 from vivavoce.lm.model import UnitEmbedding
 from vivavoce.recipes import corpus, tokenise, train_joint

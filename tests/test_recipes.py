@@ -20,7 +20,17 @@ from vivavoce.codec import Codec, CodecConfig
 from vivavoce.core.checkpoint import load_tensors, read_json
 from vivavoce.core.config import load_config
 from vivavoce.core.errors import CheckpointError, ConfigError, CorpusError
-from vivavoce.recipes import corpus, default, label, sources, tokenise, train_codec, train_lm, train_units
+from vivavoce.recipes import (
+    corpus,
+    default,
+    label,
+    sources,
+    tokenise,
+    train_codec,
+    train_joint,
+    train_lm,
+    train_units,
+)
 from vivavoce.recipes.corpus import HOP, NO_LABEL, RATE, Pack, PrepareConfig
 from vivavoce.recipes.tokenise import TokeniseConfig, Tokeniser, Tokens
 from vivavoce.recipes.trainer import TrainConfig
@@ -525,8 +535,8 @@ def test_another_kind_of_run_is_refused(pack, tokens, tmp_path):
 
 @pytest.mark.parametrize(("name", "cls"), [
     ("prepare", PrepareConfig), ("tokenise", TokeniseConfig), ("codec", train_codec.CodecRecipe),
-    ("units", train_units.UnitsRecipe), ("lm", train_lm.LMRecipe), ("default", default.DefaultRecipe),
-    ("toy", default.DefaultRecipe),
+    ("units", train_units.UnitsRecipe), ("lm", train_lm.LMRecipe), ("joint", train_joint.JointRecipe),
+    ("default", default.DefaultRecipe), ("toy", default.DefaultRecipe),
 ])  # fmt: skip
 def test_yaml_of_every_recipe(name, cls, tmp_path):
     path = TOY.with_name(f"{name}.yaml")
