@@ -80,7 +80,7 @@ def add(commands: Commands) -> None:
     model_option(c)
 
     c = command(commands, "train", train, "train a stage, or all of them", TRAIN)
-    c.add_argument("stage", choices=TRAIN_STAGES, help="one of %(choices)s")
+    c.add_argument("stage", metavar="STAGE", choices=TRAIN_STAGES, help="one of %(choices)s")
     c.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file or name")
     overrides_argument(c)
 
