@@ -3,7 +3,8 @@
 `train units` teaches the encoder what a recogniser would label, `train lm` makes the best of that. Here the language
 model's loss reaches the encoder: its rounding lets gradients through, so content and expression come to hold what the
 target's codes need of a sound, recognised or not. What keeps the speaker out is what keeps it out there: the encoder
-hears a perturbed spectrum, the target is the clean clip, and the voice is in the prompt. Both go on from trained ones.
+hears a perturbed spectrum, the target is the clean clip, and the voice is in the prompt. What comes through of a voice
+all the same sits mostly in the mean of the units, which streams can move (lm.centre). Both go on from trained ones.
 """
 
 from __future__ import annotations
@@ -88,9 +89,12 @@ class JointTask(LMTask):
     config: JointRecipe
 
     def __init__(self, config: JointRecipe) -> None:
+        for name, what in (("start_from", "language model to go on from (vivavoce train lm)"),
+                           ("units", "encoder to go on from, that of the tokens (vivavoce train units)"),
+                           ("pack", "pack the tokens are made of (vivavoce prepare)")):  # fmt: skip
+            if not getattr(config, name):
+                raise ConfigError(f"{name}: say which {what}")
         head = Tokens(config.tokens).head
-        if not config.start_from:
-            raise ConfigError("start_from: say which language model to go on from (vivavoce train lm)")
         encoder = UnitEncoder.from_pretrained(config.units)
         if not encoder.config.content_levels:
             raise ConfigError(f"units: {config.units} has classes for content, and only product codes (content_levels) "

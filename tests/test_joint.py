@@ -108,8 +108,9 @@ def test_the_encoder_learns(made: SimpleNamespace, tmp_path: Path) -> None:
 
 def test_it_says_what_it_needs(made: SimpleNamespace, tmp_path: Path) -> None:
     config = recipe(made, tmp_path)
-    with pytest.raises(ConfigError, match="which language model"):
-        JointTask(replace(config, start_from=None))
+    for name in ("start_from", "units", "pack"):
+        with pytest.raises(ConfigError, match=f"^{name}: say which"):
+            JointTask(replace(config, **{name: ""}))
     UnitEncoder(UnitsConfig(n_mels=40, dim=16, depth=1, pitch_dim=16, pitch_depth=1)).save_pretrained(tmp_path / "u")
     with pytest.raises(ConfigError, match="only product codes"):
         JointTask(replace(config, units=str(tmp_path / "u")))

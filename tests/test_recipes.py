@@ -575,6 +575,42 @@ def test_default_is_made_of_the_other_recipes():
             default.stages(load_config(default.DefaultRecipe, TOY, [bad]))
 
 
+def test_a_joint_stage_goes_on_with_what_the_tokens_are_made_of():
+    recipe = load_config(default.DefaultRecipe, TOY.with_name("default.yaml"), ["corpus=/c", "out=/o"])
+    recipe.joint = {"base": "joint.yaml"}
+    configs = default.stages(recipe)
+    tokens, lm, joint = (configs[k] for k in ("tokenise", "lm", "joint"))
+    assert joint.units == tokens.units == "/o/pitch/export"  # the shipped ones are replaced at the end
+    assert (joint.tokens, joint.codec) == (tokens.out, tokens.codec)
+    assert (joint.pack, joint.start_from, joint.train.out) == ("/o/pack", "/o/lm/export", "/o/joint")
+    assert joint.model == dataclasses.replace(lm.model, centred=True)  # it goes on with all of its weights
+
+
+def test_pipeline_with_a_joint_stage(corpora, tmp_path):
+    """Its units and language model are what is assembled; a second run does nothing."""
+    levels = {"content_units": 75, "content_levels": [5, 3, 5]}
+    joint = {"batch_size": 2, "crop_frames": 20, "prompt_frames": [20], "valid_batches": 1,
+             "train": {"steps": 3, "warmup_steps": 1, "validate_every": 100, "learning_rate": 1e-2}}  # fmt: skip
+    recipe = load_config(default.DefaultRecipe, TOY, [f"corpus={corpora.listed}", f"out={tmp_path}"])
+    recipe.units["model"] |= levels
+    recipe.lm["model"] |= {"autoregressive": False, "centred": True}
+    recipe.joint = {**joint, "model": recipe.lm["model"]}
+    model = default.run(recipe)
+    for part in ("units", "lm"):
+        folders = model / part, tmp_path / "joint/export" / part
+        shipped, trained = (load_tensors(f / "model.safetensors")[0] for f in folders)
+        assert all(torch.equal(shipped[k], v.half()) for k, v in trained.items() if v.is_floating_point())
+    before = load_tensors(tmp_path / "pitch/export/model.safetensors")[0]["content_head.weight"]
+    assert not torch.equal(before.half(), load_tensors(model / "units/model.safetensors")[0]["content_head.weight"])
+
+    from vivavoce.changer import load
+
+    assert load(model).lm.config.centred
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
+    default.run(recipe)
+    assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
+
+
 def test_pipeline_from_recordings_to_a_model_folder(corpora, tmp_path):
     over = [f"corpus={corpora.listed}", f"out={tmp_path}", f"prepare.teacher={corpora.teacher}"]
     with pytest.raises(ConfigError, match="codec: stopped at step 2 of 8"):
