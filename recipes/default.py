@@ -1,4 +1,4 @@
-"""From a corpus to a model folder in one command: prepare, codec, units, pitch, tokenise, lm, joint, assemble.
+"""From a corpus to a model folder in one command: prepare, codec, units, pitch, tokenise, lm, critics, joint, assemble.
 
 Stages that are finished with the same settings are skipped; the others go on where they stopped. Codec and
 units are put into the model folder as they ship (fp16) *before* tokenising, so that the language model
@@ -21,13 +21,13 @@ from vivavoce.core.checkpoint import FORMAT_VERSION, PretrainedModule, read_json
 from vivavoce.core.config import from_dict, to_dict
 from vivavoce.core.errors import ConfigError
 from vivavoce.lm import VoiceLM
-from vivavoce.recipes import corpus, tokenise, train_codec, train_joint, train_lm, train_units
+from vivavoce.recipes import corpus, tokenise, train_codec, train_critics, train_joint, train_lm, train_units
 from vivavoce.recipes.trainer import TrainConfig
 from vivavoce.units import UnitEncoder
 
 HERE = Path(__file__).parent
 RECIPES: dict[str, Any] = {"codec": train_codec, "units": train_units, "pitch": train_units, "lm": train_lm,
-                           "joint": train_joint}  # fmt: skip
+                           "critics": train_critics, "joint": train_joint}  # fmt: skip
 PARTS: dict[str, type[PretrainedModule]] = {"codec": Codec, "units": UnitEncoder, "lm": VoiceLM}
 
 
@@ -44,6 +44,7 @@ class DefaultRecipe:
     pitch: dict = field(default_factory=dict)  # the same: its pitch tracker alone, further
     tokenise: dict = field(default_factory=dict)  # recipes.tokenise.TokeniseConfig
     lm: dict = field(default_factory=dict)  # recipes.train_lm.LMRecipe
+    critics: dict | None = None  # recipes.train_critics.CriticRecipe: who listen to the joint stage; none: without
     joint: dict | None = None  # recipes.train_joint.JointRecipe: units and lm together, further; none: without
 
 
@@ -96,6 +97,7 @@ def stages(recipe: DefaultRecipe) -> dict[str, Any]:
         "codebook_size": size,
     }
     lm = {"tokens": tokens, "codec": shipped["codec"], "train": {"out": str(out / "lm")}, "model": agreed}
+    listen = {"tokens": tokens, "codec": shipped["codec"], "train": {"out": str(out / "critics")}}
     together = {**lm, "pack": pack, "start_from": str(out / "lm" / "export"), "train": {"out": str(out / "joint")}}
     if recipe.joint is not None:  # replaces the shipped units: tokens are of those before
         together["units"] = shipped["units"] = str(out / "pitch" / "export")
@@ -107,6 +109,9 @@ def stages(recipe: DefaultRecipe) -> dict[str, Any]:
         "tokenise": build("tokenise", tokenise.TokeniseConfig, {"pack": pack, "out": tokens, **shipped}),
         "lm": build("lm", train_lm.LMRecipe, lm),
     }
+    if recipe.critics is not None:
+        found["critics"] = build("critics", train_critics.CriticRecipe, listen)
+        together["critics"] = str(out / "critics" / "export")
     if recipe.joint is not None:
         found["joint"] = build("joint", train_joint.JointRecipe, together)
     return found
@@ -155,7 +160,8 @@ def run(recipe: DefaultRecipe) -> Path:
             _check_complete(name, config.train)
             if main:
                 export = Path(config.train.out) / "export"
-                parts = {"pitch": {"units": export}, "joint": {"units": export / "units", "lm": export / "lm"}}
+                parts = {"pitch": {"units": export}, "critics": {},
+                         "joint": {"units": export / "units", "lm": export / "lm"}}  # fmt: skip
                 for part, trained in parts.get(name, {name: export}).items():
                     ship(part, trained, out / "model")
         state.wait_for_everyone()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vivavoce.core.errors import ConfigError
 from vivavoce.lm import Source, VoiceLM
 from vivavoce.recipes.corpus import HOP
+from vivavoce.recipes.critics import Turns, turned
 from vivavoce.recipes.perturb import perturb, spec_mask
 from vivavoce.recipes.sources import PackSource
 from vivavoce.recipes.tokens import Tokens
@@ -59,12 +60,13 @@ class JointTrainer(nn.Module):
 
     def forward(self, wave: Tensor, prompt_wave: Tensor, prompt: Source, prompt_codes: Tensor, source: Source,
                 past: Tensor, target: Tensor, delay: int, books: Tensor | None, change: tuple[float, float, float],
-                masks: tuple[int, int]) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+                masks: tuple[int, int], turns: Turns | None = None) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """VoiceLM.forward, with the units of `prompt` and `source` read anew from waveforms [B, (T + lookahead) * hop].
 
         Args:
             change: warp, equaliser (dB) and pitch warp of `perturb`; zeros leave the spectrum as it is.
             masks: bands and steps of `spec_mask`.
+            turns: which rows to say in the voices of which; without, each in its own.
         """
         enc = self.encoder
         with torch.no_grad():
@@ -80,6 +82,9 @@ class JointTrainer(nn.Module):
                 mel = spec_mask(mel, *masks)
         content, expression = self.levels(mel)
         source = source._replace(content=content, expression=expression)
+        if turns is not None:
+            prompt, source = turned(prompt, source, turns)
+            prompt_codes, past, target = prompt_codes[turns.prompt], past[turns.source], target[turns.source]
         return self.lm(prompt, prompt_codes, source, past, target, delay, books)
 
 
@@ -126,7 +131,8 @@ class JointTask(LMTask):
             out[here] = np.where((local < len(x))[:, None], x[np.minimum(local, len(x) - 1)], 0.0)
         return out.reshape(-1)
 
-    def _said(self, model: nn.Module, b: dict[str, Tensor], books: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _said(self, model: nn.Module, b: dict[str, Tensor], books: Tensor | None,
+              turns: Turns | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
         c = self.config
         prompt = as_source({k[7:]: v for k, v in b.items() if k.startswith("prompt_")}, b["gain"][:, 0])
         source = as_source(b, b["gain"][:, 1], b["octaves"])
@@ -135,7 +141,7 @@ class JointTask(LMTask):
         if not self.model.training:
             change, masks = (0.0, 0.0, 0.0), (0, 0)
         return model(b["wave"], b["prompt_wave"], prompt, codes, source, b["past"], b["target"], int(b["delay"]), books,
-                     change, masks)  # fmt: skip
+                     change, masks, turns)  # fmt: skip
 
     def _listen(self, device: torch.device) -> dict[str, float]:
         return {}  # the tokens' units are not this encoder's any more

@@ -20,6 +20,7 @@ from vivavoce.core.errors import ConfigError, CorpusError
 from vivavoce.core.resample import resample
 from vivavoce.lm import LMConfig, Source, VoiceLM
 from vivavoce.recipes.corpus import RATE
+from vivavoce.recipes.critics import Critics, Turns, crossed, turned
 from vivavoce.recipes.data import weights
 from vivavoce.recipes.tokens import Tokens, TokenSplit
 from vivavoce.recipes.trainer import TrainConfig, fit, take_over
@@ -45,6 +46,9 @@ class LMRecipe:
     regression: float = 0.0  # weight of the squared error of the expected vectors, as a share of their variance
     pitch_jitter: float = 0.3  # semitones, a sequence
     codebook_weights: list[float] = field(default_factory=lambda: [1.0, 0.8, 0.6, 0.5])
+    critics: str | None = None  # folder of critics to ask of conversions within a batch (recipes.critics)
+    likeness: float = 0.3  # weight of the target speaker's cross-entropy, by the critics
+    words: float = 1.0  # weight of the content units'
     valid_batches: int = 12
     listen_pairs: int = 16
 
@@ -62,6 +66,8 @@ class Sequences:
         alone = speaker < 0  # who is unknown may prompt for nobody else
         speaker[alone] = speaker.max(initial=-1) + 1 + np.arange(alone.sum())
         self.speaker, self.emotion = speaker, split.labels("emotion")[0]
+        kind, kinds = split.labels("vocalisation")
+        self.speech = kind == kinds.index("none") if "none" in kinds else np.full(len(kind), not kinds)
         self.by_speaker = np.argsort(speaker, kind="stable")
         self.first_of = np.concatenate(([0], np.cumsum(np.bincount(speaker))))
         usable = (np.bincount(speaker)[speaker] > 1) | (split.frames > config.crop_frames + 100)
@@ -139,7 +145,7 @@ def jitter(units: np.ndarray, levels: list[int], share: float, rng: np.random.Ge
     return radix.pack(moved, levels).numpy()
 
 
-def _summed(books: Tensor, codes: Tensor) -> Tensor:
+def summed(books: Tensor, codes: Tensor) -> Tensor:
     """Vectors [K, size, d] and codes [..., K] -> their sums [..., d]."""
     return sum(books[k][codes[..., k]] for k in range(len(books)))  # type: ignore[return-value]
 
@@ -182,13 +188,26 @@ class LMTask:
 
         if config.regression:
             self.books, self.spread = self._vectors()
+        self.critics: Critics | None = None
+        if config.critics:
+            self._hire(config.critics)
+
+    def _hire(self, critics: str) -> None:
+        c = self.config
+        if not c.regression:
+            raise ConfigError("critics: need regression=, whose vectors they hear")
+        self.critics, speakers = Critics.from_pretrained(critics), int(self.train.speaker.max()) + 1
+        if self.critics.config.speakers != speakers:
+            raise ConfigError(f"critics: {critics} knows {self.critics.config.speakers} speakers, {c.tokens} has "
+                              f"{speakers}; train them on the same tokens")  # fmt: skip
+        self.critics.requires_grad_(False)  # in training mode all the same: dropout makes them harder to please
 
     def _vectors(self) -> tuple[Tensor, float]:
         """The codec's vectors [K, codebook_size, d], and the variance of the sums that occur, over all d."""
         assert self.codec is not None
         books = torch.stack([b.vectors for b in self.codec.quantiser.books])  # type: ignore[misc]
         some = self.train.split.codes[np.linspace(0, len(self.train.split.codes) - 1, 10_000).astype(np.int64)]
-        return books, float(_summed(books, torch.from_numpy(some.astype(np.int64))).var(0).sum())
+        return books, float(summed(books, torch.from_numpy(some.astype(np.int64))).var(0).sum())
 
     def batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
         return self._draw(self.train, rng, training=True)
@@ -227,6 +246,9 @@ class LMTask:
                 "octaves": np.array([rng.normal(0, c.pitch_jitter / 12)], np.float32) * training,
                 **self._more(sequences, np.pad(there, pad, "edge"), prompt_at),
             })  # fmt: skip
+            if self.critics is not None:
+                said = sequences.split.content[np.pad(here, pad, "edge")].astype(np.int64)
+                rows[-1] |= {"said": said, "who": sequences.speaker[used[0]], "speech": sequences.speech[used[0]]}
         out = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
         return {**out, "delay": torch.tensor(delay)}
 
@@ -236,21 +258,42 @@ class LMTask:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         c, books = self.config, self.books.to(batch["fine"].device) if self.config.regression else None
-        nll, mean = self._said(model, batch, books)
+        turns = crossed(batch) if self.critics is not None and self.model.training else None
+        nll, said = self._said(model, batch, books, turns)
+        own = len(batch["mask"])
+        nll, mean = nll[:own], said if said is None else said[:own]
         w = torch.tensor(c.codebook_weights[: nll.shape[-1]], device=nll.device)
         mask = batch["mask"][..., None]
         each = (nll * mask).sum((0, 1)) / mask.sum()
         loss, numbers = (each * w).sum() / w.sum(), {f"nll_{k}": each[k] for k in range(len(each))}
         if books is not None:
-            error = ((mean - _summed(books, batch["fine"])).square() * mask).sum() / mask.sum() / self.spread
+            error = ((mean - summed(books, batch["fine"])).square() * mask).sum() / mask.sum() / self.spread
             loss, numbers = loss + c.regression * error, {"error": error, **numbers}
+        if turns is not None:
+            heard = self._judged(said, batch, turns)
+            loss = loss + c.likeness * heard["who"] + c.words * heard["words"]
+            numbers = numbers | heard
         return loss, numbers
 
-    def _said(self, model: nn.Module, b: dict[str, Tensor], books: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _judged(self, said: Tensor, batch: dict[str, Tensor], turns: Turns) -> dict[str, Tensor]:
+        """What the critics hear: content in all vectors, the prompt's speaker in those of conversions."""
+        assert self.critics is not None
+        critics, n = self.critics.to(said.device).train(), len(batch["mask"])
+        mask, content, who = batch["mask"][turns.source], batch["said"][turns.source], batch["who"][turns.prompt]
+        words = critics.losses(said, mask, who, content)
+        theirs = critics.losses(said[n:], mask[n:], who[n:], content[n:]) if len(said) > n else words
+        return {"who": theirs["who"], "words": words["words"], "who_hit": theirs["who_hit"],
+                "words_hit": theirs["words_hit"]}  # fmt: skip
+
+    def _said(self, model: nn.Module, b: dict[str, Tensor], books: Tensor | None,
+              turns: Turns | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
         prompt = as_source({k[7:]: v for k, v in b.items() if k.startswith("prompt_")}, b["gain"][:, 0])
         source = as_source(b, b["gain"][:, 1], b["octaves"])
-        codes = b["prompt_codes"][..., : self.config.model.n_codebooks]
-        return model(prompt, codes, source, b["past"], b["target"], int(b["delay"]), books)
+        codes, past, target = b["prompt_codes"][..., : self.config.model.n_codebooks], b["past"], b["target"]
+        if turns is not None:
+            prompt, source = turned(prompt, source, turns)
+            codes, past, target = codes[turns.prompt], past[turns.source], target[turns.source]
+        return model(prompt, codes, source, past, target, int(b["delay"]), books)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -279,10 +322,8 @@ class LMTask:
         codec = self.codec.to(device)
         seqs, rows = self.valid, []
         rng = np.random.Generator(np.random.Philox(key=99))
-        kind, kinds = seqs.split.labels("vocalisation")
-        words = kind == kinds.index("none") if "none" in kinds else np.full(len(kind), not kinds)
         lone = np.bincount(seqs.speaker)[seqs.speaker] < 2
-        speech = np.flatnonzero(words & ~lone & (seqs.split.frames >= 75))
+        speech = np.flatnonzero(seqs.speech & ~lone & (seqs.split.frames >= 75))
         for _ in range(self.config.listen_pairs if len(speech) > 1 else 0):
             a, b = (int(i) for i in rng.choice(speech, 2, replace=False))
             if seqs.speaker[a] == seqs.speaker[b]:

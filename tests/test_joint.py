@@ -1,4 +1,4 @@
-"""Encoder and language model trained together."""
+"""Encoder and language model trained together, and the critics that may listen to their conversions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ import torch
 from vivavoce.codec import Codec
 from vivavoce.core import radix
 from vivavoce.core.errors import ConfigError
-from vivavoce.lm import LMConfig, VoiceLM
+from vivavoce.lm import LMConfig, Source, VoiceLM
 from vivavoce.lm.model import UnitEmbedding
-from vivavoce.recipes import corpus, tokenise, train_joint
+from vivavoce.recipes import corpus, tokenise, train_critics, train_joint
 from vivavoce.recipes.corpus import HOP, RATE, PrepareConfig
+from vivavoce.recipes.critics import CriticConfig, Critics, crossed, turned
 from vivavoce.recipes.tokenise import TokeniseConfig
+from vivavoce.recipes.train_critics import CriticRecipe, CriticTask
 from vivavoce.recipes.train_joint import JointRecipe, JointTask
 from vivavoce.recipes.train_lm import LMTask
 from vivavoce.recipes.trainer import TrainConfig
@@ -118,3 +120,83 @@ def test_it_says_what_it_needs(made: SimpleNamespace, tmp_path: Path) -> None:
     corpus.prepare(PrepareConfig(str(tmp_path / "corpus"), str(tmp_path / "p"), pitch=False, workers=1, limit=5))
     with pytest.raises(ConfigError, match="was not made of"):
         JointTask(replace(config, pack=str(tmp_path / "p")))
+
+
+@pytest.fixture(scope="module")
+def critics(made: SimpleNamespace) -> SimpleNamespace:
+    """Critics of the small corpus, trained until they know its two speakers, and two more at another speed."""
+    torch.manual_seed(0)
+    config = CriticRecipe(*(str(made.root / n) for n in ("tokens", "codec")),
+                          model=CriticConfig(dim=16, layers=2, dropout=0.0), batch_size=8, crop_frames=30, noise=0.0,
+                          train=TrainConfig(str(made.root / "critics"), steps=60, warmup_steps=1, learning_rate=1e-2,
+                                            validate_every=100))  # fmt: skip
+    before = CriticTask(config).validate()
+    return SimpleNamespace(folder=str(made.root / "critics" / "export"), before=before, after=train_critics.run(config))
+
+
+def test_critics_learn_who_speaks_and_what(critics: SimpleNamespace) -> None:
+    shape = Critics.from_pretrained(critics.folder).config
+    assert (shape.speakers, shape.content_levels, shape.code_dim) == (4, [5, 3, 5], tiny.CODEC.code_dim)
+    assert critics.after["who_hit"] > max(0.5, critics.before["who_hit"] + 0.2)  # four speakers
+    assert critics.after["words"] < critics.before["words"] - 0.1
+
+
+def asked(made: SimpleNamespace, out: Path, critics: SimpleNamespace, **more: float) -> JointRecipe:
+    return replace(recipe(made, out), batch_size=6, critics=critics.folder, **more)
+
+
+def test_conversions_cross_speakers_in_the_register_of_the_prompt(
+    made: SimpleNamespace, critics: SimpleNamespace, tmp_path: Path
+) -> None:
+    task = JointTask(asked(made, tmp_path, critics))
+    b = task.batch(np.random.default_rng(1))
+    turns, who = crossed(b), b["who"]
+    n = len(who)
+    assert torch.equal(turns.source[:n], turns.prompt[:n]) and len(turns.source) > n
+    assert (who[turns.source[n:]] != who[turns.prompt[n:]]).all()
+    silent = {**b, "speech": torch.zeros_like(b["speech"])}
+    assert len(crossed(silent).source) == n  # nobody speaks: no conversions
+    f0 = torch.tensor([[100.0, 100.0], [220.0, 200.0]])
+    zeros = torch.zeros(2, 2, dtype=torch.int64)
+    source = Source(zeros, zeros[..., None], f0, torch.ones(2, 2), torch.zeros(2, 2))
+    _, moved = turned(source, source, type(turns)(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0])))
+    torch.testing.assert_close(moved.f0[:2], f0)
+    assert float(moved.f0[2].log2().mean().exp2()) == pytest.approx(100.0, rel=1e-4)
+    assert float(moved.f0[2, 0] / moved.f0[2, 1]) == pytest.approx(1.1, rel=1e-4)
+
+
+def test_the_critics_are_heard_and_stay_as_they_are(
+    made: SimpleNamespace, critics: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Without any other loss, conversions come to be more like their prompts' speakers and clearer; and the gradient
+    of likeness reaches the encoder."""
+    task = JointTask(asked(made, tmp_path, critics, likeness=1.0, words=1.0))
+    assert not any(n.startswith("critics") for n, _ in task.model.named_parameters())
+    weights = {k: v.clone() for k, v in task.critics.state_dict().items()}
+    optimiser = torch.optim.Adam([p for p in task.model.parameters() if p.requires_grad], lr=3e-3)
+    heard = []
+    for step in range(30):
+        torch.manual_seed(step)
+        _, numbers = task.loss(task.model, task.batch(np.random.default_rng(step % 3)))
+        optimiser.zero_grad()
+        (numbers["who"] + numbers["words"]).backward()
+        if not step:
+            assert float(task.model.encoder.content_head.weight.grad.abs().sum()) > 0
+        optimiser.step()
+        heard.append([float(numbers[k].detach()) for k in ("who", "words")])
+    first, last = np.mean(heard[:6], 0), np.mean(heard[-6:], 0)
+    assert (last < first).all()
+    assert all(torch.equal(v, weights[k]) for k, v in task.critics.state_dict().items())
+    task.model.eval()
+    with torch.no_grad():
+        assert set(task.loss(task.model, task._draw(task.valid, np.random.default_rng(0), training=False))[1]) == {
+            "error", "nll_0", "nll_1"}  # fmt: skip
+
+
+def test_critics_of_other_tokens_are_refused(made: SimpleNamespace, critics: SimpleNamespace, tmp_path: Path) -> None:
+    config = asked(made, tmp_path, critics)
+    Critics(CriticConfig(tiny.CODEC.code_dim, 9, [5, 3, 5])).save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match="knows 9 speakers"):
+        JointTask(replace(config, critics=str(tmp_path / "other")))
+    with pytest.raises(ConfigError, match="regression="):
+        JointTask(replace(config, regression=0.0))

@@ -27,6 +27,7 @@ from vivavoce.recipes import (
     sources,
     tokenise,
     train_codec,
+    train_critics,
     train_joint,
     train_lm,
     train_units,
@@ -536,7 +537,7 @@ def test_another_kind_of_run_is_refused(pack, tokens, tmp_path):
 @pytest.mark.parametrize(("name", "cls"), [
     ("prepare", PrepareConfig), ("tokenise", TokeniseConfig), ("codec", train_codec.CodecRecipe),
     ("units", train_units.UnitsRecipe), ("lm", train_lm.LMRecipe), ("joint", train_joint.JointRecipe),
-    ("default", default.DefaultRecipe), ("toy", default.DefaultRecipe),
+    ("critics", train_critics.CriticRecipe), ("default", default.DefaultRecipe), ("toy", default.DefaultRecipe),
 ])  # fmt: skip
 def test_yaml_of_every_recipe(name, cls, tmp_path):
     path = TOY.with_name(f"{name}.yaml")
@@ -577,24 +578,27 @@ def test_default_is_made_of_the_other_recipes():
 
 def test_a_joint_stage_goes_on_with_what_the_tokens_are_made_of():
     recipe = load_config(default.DefaultRecipe, TOY.with_name("default.yaml"), ["corpus=/c", "out=/o"])
-    recipe.joint = {"base": "joint.yaml"}
+    recipe.joint, recipe.critics = {"base": "joint.yaml"}, {"base": "critics.yaml"}
     configs = default.stages(recipe)
     tokens, lm, joint = (configs[k] for k in ("tokenise", "lm", "joint"))
     assert joint.units == tokens.units == "/o/pitch/export"  # the shipped ones are replaced at the end
     assert (joint.tokens, joint.codec) == (tokens.out, tokens.codec)
     assert (joint.pack, joint.start_from, joint.train.out) == ("/o/pack", "/o/lm/export", "/o/joint")
+    assert (configs["critics"].tokens, configs["critics"].codec) == (tokens.out, tokens.codec)
+    assert joint.critics == "/o/critics/export" and [*configs][-2:] == ["critics", "joint"]
     assert joint.model == dataclasses.replace(lm.model, centred=True)  # it goes on with all of its weights
 
 
-def test_pipeline_with_a_joint_stage(corpora, tmp_path):
-    """Its units and language model are what is assembled; a second run does nothing."""
+def test_pipeline_with_critics_and_a_joint_stage(corpora, tmp_path):
+    """The joint stage's units and language model are what is assembled; a second run does nothing."""
     levels = {"content_units": 75, "content_levels": [5, 3, 5]}
     joint = {"batch_size": 2, "crop_frames": 20, "prompt_frames": [20], "valid_batches": 1,
              "train": {"steps": 3, "warmup_steps": 1, "validate_every": 100, "learning_rate": 1e-2}}  # fmt: skip
     recipe = load_config(default.DefaultRecipe, TOY, [f"corpus={corpora.listed}", f"out={tmp_path}"])
     recipe.units["model"] |= levels
     recipe.lm["model"] |= {"autoregressive": False, "centred": True}
-    recipe.joint = {**joint, "model": recipe.lm["model"]}
+    recipe.critics = {k: joint[k] for k in ("batch_size", "crop_frames", "valid_batches", "train")}
+    recipe.joint = {**joint, "model": recipe.lm["model"], "regression": 1.0}
     model = default.run(recipe)
     for part in ("units", "lm"):
         folders = model / part, tmp_path / "joint/export" / part

@@ -15,6 +15,7 @@ RECIPES = {  # stage -> module of vivavoce.recipes, its config, its function
     "units": ("train_units", "UnitsRecipe", "run"),
     "lm": ("train_lm", "LMRecipe", "run"),
     "joint": ("train_joint", "JointRecipe", "run"),
+    "critics": ("train_critics", "CriticRecipe", "run"),
     "tagger": ("train_tagger", "TaggerRecipe", "run"),
     "emotion": ("train_emotion", "EmotionRecipe", "run"),
     "probe": ("probe", "ProbeConfig", "run"),
@@ -29,7 +30,7 @@ RECIPES = {  # stage -> module of vivavoce.recipes, its config, its function
     "translate": ("train_translate", "TranslateRecipe", "run"),
     "idea": ("idea", "IdeaRecipe", "run"),
 }
-TRAIN_STAGES = ("codec", "units", "lm", "joint", "default", "tagger", "emotion", "label", "kmeans", "distil",
+TRAIN_STAGES = ("codec", "units", "lm", "critics", "joint", "default", "tagger", "emotion", "label", "kmeans", "distil",
                 "unit_bpe", "pairs", "translate", "idea", "probe")  # fmt: skip
 
 PREPARE = """\
