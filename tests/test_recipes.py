@@ -484,7 +484,7 @@ def test_a_model_that_is_not_autoregressive_learns_the_codecs_vectors(pack, mode
     assert train_lm.run(config)["error"] < min(before, 1.2)  # 1: no better than the mean
     codes = torch.from_numpy(task.train.split.codes[:9].astype(int))
     vectors = Codec.from_pretrained(models.codec).quantiser.decode(codes)
-    torch.testing.assert_close(train_lm._summed(task.books, codes), vectors)
+    torch.testing.assert_close(train_lm.summed(task.books, codes), vectors)
 
 
 def test_units_learn_phonemes(pack, corpora, tokens, tmp_path):

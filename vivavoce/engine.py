@@ -52,7 +52,7 @@ class Settings:
 
     seed: int = 0
     temperature: float = 0.2
-    guidance: float = 1.5
+    guidance: float = 0.75
     delay: int = 1
     transpose: float = 0.0
     source_register: float | None = None
