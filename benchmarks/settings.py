@@ -1,10 +1,11 @@
 """Which run-time settings serve a model best: phoneme error against likeness, on speakers unseen in training.
 
     python benchmarks/settings.py CORPUS [--model DIR] [--split valid] [--clips 30] [--guidance 0,0.8,1.5]
-        [--delay 0,1,2] [--temperature 0.2,0.4] [--json OUT]
+        [--delay 0,1,2] [--temperature 0.2,0.4] [--live] [--json OUT]
 
 Clips of read and acted English speech, evenly over speakers; each gets a target from the other speakers. Every
-combination of the settings converts the same pairs, so that rows differ by the settings alone.
+combination of the settings converts the same pairs, so that rows differ by the settings alone. Neutral and emotional
+speech have rows of their own; the codec alone stands beside them, whose phonemes are the mark to be reached.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import itertools
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from vivavoce.engine import Settings
 from vivavoce.eval.judges import make
 from vivavoce.eval.metrics import bootstrap
 from vivavoce.recipes.corpus import RATE, read_clip, scan
+from vivavoce.rungs import codec_only
 
 
 def main() -> None:
@@ -35,6 +38,7 @@ def main() -> None:
     p.add_argument("--clips", type=int, default=30)
     for name in ("guidance", "delay", "temperature"):
         p.add_argument(f"--{name}", default=str(getattr(Settings(), name)), help="comma-separated")
+    p.add_argument("--live", action="store_true", help="as streams, which learn the source's register on the way")
     p.add_argument("--json", type=Path)
     a = p.parse_args()
     changer, speaker, phonemes = load(a.model), make("speaker"), make("phonemes")
@@ -43,7 +47,8 @@ def main() -> None:
     clips.sort(key=lambda c: zlib.crc32(c["id"].encode()))
     first = list({c["speaker"]: c for c in reversed(clips)}.values())
     chosen = sorted({c["id"]: c for c in (*first, *clips)}.values(), key=lambda c: c not in first)[: a.clips]
-    voices, rows = {}, []
+    voices: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
     for c in first:
         x = torch.from_numpy(read_clip(a.corpus, c))
         voices[c["speaker"]] = changer.enroll(x, RATE, c["speaker"]), speaker.analyse(x.numpy())
@@ -53,24 +58,53 @@ def main() -> None:
         others = [s for s in sorted(voices) if s != c["speaker"]]
         target = others[zlib.crc32(c["id"].encode()) % len(others)]
         sources.append((x, target, speaker.analyse(x.numpy()), phonemes.analyse(x.numpy())))
+    kinds = [c.get("emotion") in (None, "none", "neutral") for c in chosen]
+    alone = codec_only(changer)
+    coded = [phonemes.compare(said, phonemes.analyse(alone(x, RATE, None).numpy()))  # type: ignore[arg-type]
+             for x, _, _, said in tqdm(sources, leave=False, unit="clip")]  # fmt: skip
+    rows.append({"codec": judged(coded, [], kinds)})
+    tqdm.write(f"codec alone: {told(rows[-1]['codec'])}")
     grid = itertools.product(*([float(v) for v in getattr(a, n).split(",")]
                                for n in ("guidance", "delay", "temperature")))  # fmt: skip
     for guidance, delay, temperature in tqdm(list(grid), unit="setting"):
         settings = replace(Settings(), guidance=guidance, delay=int(delay), temperature=temperature)
-        per, weights, margin = [], [], []
+        heard, margins = [], []
         for x, target, own, said in tqdm(sources, leave=False, unit="clip"):
-            y = changer.convert(x, voices[target][0], RATE, settings)[0].numpy()
-            heard = phonemes.compare(said, phonemes.analyse(y))
-            per.append(float(heard["per"]))
-            weights.append(float(heard["phonemes"]))
-            margin.append(float(speaker.compare(own, speaker.analyse(y), voices[target][1])["margin"]))
-        e, m = bootstrap(np.array(per), np.array(weights)), bootstrap(np.array(margin))
-        rows.append({"guidance": guidance, "delay": delay, "temperature": temperature, "per": e, "margin": m})
-        tqdm.write(f"guidance {guidance:g} delay {delay:g} temperature {temperature:g}: phonemes wrong "
-                   f"{e['mean']:.3f} [{e['low']:.3f}, {e['high']:.3f}], margin {m['mean']:+.3f} "
-                   f"[{m['low']:+.3f}, {m['high']:+.3f}], n {m['n']}")  # fmt: skip
+            if a.live:
+                stream = changer.stream(voices[target][0], RATE, settings)
+                y = torch.cat((stream.push(x), stream.flush())).numpy()
+            else:
+                y = changer.convert(x, voices[target][0], RATE, settings)[0].numpy()
+            heard.append(phonemes.compare(said, phonemes.analyse(y)))
+            margins.append(float(speaker.compare(own, speaker.analyse(y), voices[target][1])["margin"]))
+        found = judged(heard, margins, kinds)
+        rows.append({"guidance": guidance, "delay": delay, "temperature": temperature, **found})
+        tqdm.write(f"guidance {guidance:g} delay {delay:g} temperature {temperature:g}: {told(found)}")
     if a.json:
-        write_json(a.json, {"model": a.model, "split": a.split, "rows": rows})
+        write_json(a.json, {"model": a.model, "split": a.split, "live": a.live, "rows": rows})
+
+
+def judged(heard: list[dict[str, Any]], margins: list[float], neutral: list[bool]) -> dict[str, Any]:
+    """Phonemes wrong and, where there are any, margins: of all clips, of neutral and of emotional speech."""
+    out: dict[str, Any] = {}
+    for kind, wanted in (("all", None), ("neutral", True), ("emotional", False)):
+        at = [i for i, n in enumerate(neutral) if wanted is None or n is wanted]
+        if at:
+            per, weight = (np.array([float(heard[i][k]) for i in at]) for k in ("per", "phonemes"))
+            out[kind] = {"per": bootstrap(per, weight)}
+            if margins:
+                out[kind]["margin"] = bootstrap(np.array([margins[i] for i in at]))
+    return out
+
+
+def told(found: dict[str, Any]) -> str:
+    """The same, to read."""
+    def one(name: str, x: dict[str, Any], sign: str) -> str:
+        return f"{name} {x['mean']:{sign}.3f} [{x['low']:{sign}.3f}, {x['high']:{sign}.3f}]"
+
+    return "; ".join(f"{kind}: " + ", ".join([one("phonemes wrong", x["per"], "")]
+                     + ([one("margin", x["margin"], "+")] if "margin" in x else []) + [f"n {x['per']['n']}"])
+                     for kind, x in found.items())  # fmt: skip
 
 
 if __name__ == "__main__":
