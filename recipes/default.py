@@ -98,7 +98,8 @@ def stages(recipe: DefaultRecipe) -> dict[str, Any]:
     }
     lm = {"tokens": tokens, "codec": shipped["codec"], "train": {"out": str(out / "lm")}, "model": agreed}
     listen = {"tokens": tokens, "codec": shipped["codec"], "train": {"out": str(out / "critics")}}
-    together = {**lm, "pack": pack, "start_from": str(out / "lm" / "export"), "train": {"out": str(out / "joint")}}
+    together: dict[str, Any] = {**lm, "pack": pack, "start_from": str(out / "lm" / "export"), "critics": None,
+                                "train": {"out": str(out / "joint")}}  # fmt: skip
     if recipe.joint is not None:  # replaces the shipped units: tokens are of those before
         together["units"] = shipped["units"] = str(out / "pitch" / "export")
     found = {
