@@ -35,7 +35,7 @@ class CriticConfig:
 
 
 class Trunk(nn.Module):
-    """Vectors [B, T, code_dim] -> features [B, T, dim], each of some 300 ms around it."""
+    """Vectors [B, T, code_dim] -> features [B, T, dim], each of some 200 ms around it."""
 
     def __init__(self, c: CriticConfig) -> None:
         super().__init__()
@@ -65,6 +65,10 @@ class Critics(PretrainedModule):
         self.who = nn.Sequential(nn.Linear(2 * c.dim, c.dim), nn.GELU(), nn.Linear(c.dim, c.speakers))
         self.said = nn.Linear(c.dim, sum(c.content_levels))
 
+    def forward(self, z: Tensor, mask: Tensor, speaker: Tensor, content: Tensor) -> dict[str, Tensor]:
+        """Both questions: see `name` and `read`."""
+        return {**self.name(z, mask, speaker), **self.read(z, mask, content)}
+
     def speaker(self, z: Tensor, mask: Tensor) -> Tensor:
         """Vectors [B, T, code_dim], of which those count where mask [B, T] is 1 -> logits [B, speakers], by attentive
         statistics (Okabe et al. 2018)."""
@@ -78,15 +82,18 @@ class Critics(PretrainedModule):
         """Vectors [B, T, code_dim] -> logits [B, T, n] of each of the content units' levels."""
         return list(self.said(self.reads(z)).float().split(self.config.content_levels, dim=-1))
 
-    def losses(self, z: Tensor, mask: Tensor, speaker: Tensor, content: Tensor) -> dict[str, Tensor]:
-        """Cross-entropies in nats of speakers [B], and of a level of packed content units [B, T] on average, where mask
-        [B, T] is 1; and how many are right."""
-        who, known = self.speaker(z, mask).float(), mask > 0
+    def name(self, z: Tensor, mask: Tensor, speaker: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy in nats of speakers [B], and the share that is right."""
+        who = self.speaker(z, mask).float()
+        return {"who": F.cross_entropy(who, speaker), "who_hit": (who.argmax(-1) == speaker).float().mean()}
+
+    def read(self, z: Tensor, mask: Tensor, content: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy in nats of a level of packed content units [B, T], on average over levels and over frames where
+        mask [B, T] is 1; and the share that is right."""
+        known = mask > 0
         levels = radix.unpack(content[known], self.config.content_levels)
         pairs = [(x[known], levels[..., i]) for i, x in enumerate(self.words(z))]
-        return {"who": F.cross_entropy(who, speaker),
-                "words": torch.stack([F.cross_entropy(x, y) for x, y in pairs]).mean(),
-                "who_hit": (who.argmax(-1) == speaker).float().mean(),
+        return {"words": torch.stack([F.cross_entropy(x, y) for x, y in pairs]).mean(),
                 "words_hit": torch.stack([(x.argmax(-1) == y).float().mean() for x, y in pairs]).mean()}  # fmt: skip
 
 

@@ -68,7 +68,7 @@ class CriticTask:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         z = self._vectors(batch["codes"], worse=True)
-        out = model.losses(z, batch["mask"], batch["who"], batch["content"])  # type: ignore[operator]
+        out = model(z, batch["mask"], batch["who"], batch["content"])
         return out["who"] + out["words"], out
 
     def _vectors(self, codes: Tensor, worse: bool) -> Tensor:
@@ -84,18 +84,20 @@ class CriticTask:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Content of valid speakers; speakers are those of the train split, so on other crops of it."""
-        rows: dict[str, list[float]] = {"who_hit": [], "words_hit": [], "words": []}
-        model, device = self.model, next(self.model.parameters()).device
+        model, device, rows = self.model, next(self.model.parameters()).device, []
         assert isinstance(model, Critics)
-        for part, keys in (("train", ("who_hit",)), ([*self.parts][-1], ("words_hit", "words"))):
-            for i in range(self.config.valid_batches):
-                rng = np.random.Generator(np.random.Philox(key=4321, counter=[0, 0, 0, i]))
-                b = {k: v.to(device) for k, v in self._draw(part, rng).items()}
-                who = b["who"].clamp_max(model.config.speakers - 1)
-                out = model.losses(self._vectors(b["codes"], worse=False), b["mask"], who, b["content"])
-                for k in keys:
-                    rows[k].append(float(out[k]))
-        return {k: float(np.nanmean(v)) for k, v in rows.items()}
+
+        def drawn(part: str, i: int) -> tuple[Tensor, dict[str, Tensor]]:
+            rng = np.random.Generator(np.random.Philox(key=4321, counter=[0, 0, 0, i]))
+            b = {k: v.to(device) for k, v in self._draw(part, rng).items()}
+            return self._vectors(b["codes"], worse=False), b
+
+        for i in range(self.config.valid_batches):
+            z, b = drawn("train", i)
+            who = model.name(z, b["mask"], b["who"])
+            z, b = drawn([*self.parts][-1], i)
+            rows.append({"who_hit": who["who_hit"], **model.read(z, b["mask"], b["content"])})
+        return {k: float(np.mean([float(r[k]) for r in rows])) for k in rows[0]}
 
     def export(self, folder: Path) -> None:
         assert isinstance(self.model, Critics)

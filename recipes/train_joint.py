@@ -4,7 +4,7 @@
 model's loss reaches the encoder: its rounding lets gradients through, so content and expression come to hold what the
 target's codes need of a sound, recognised or not. What keeps the speaker out is what keeps it out there: the encoder
 hears a perturbed spectrum, the target is the clean clip, and the voice is in the prompt. What comes through of a voice
-all the same sits mostly in the mean of the units, which streams can move (lm.centre). Both go on from trained ones.
+all the same, critics can be asked to drive out (recipes.critics). Both go on from trained ones.
 """
 
 from __future__ import annotations

@@ -280,10 +280,8 @@ class LMTask:
         assert self.critics is not None
         critics, n = self.critics.to(said.device).train(), len(batch["mask"])
         mask, content, who = batch["mask"][turns.source], batch["said"][turns.source], batch["who"][turns.prompt]
-        words = critics.losses(said, mask, who, content)
-        theirs = critics.losses(said[n:], mask[n:], who[n:], content[n:]) if len(said) > n else words
-        return {"who": theirs["who"], "words": words["words"], "who_hit": theirs["who_hit"],
-                "words_hit": theirs["words_hit"]}  # fmt: skip
+        crossing = slice(n if len(said) > n else 0, None)  # a batch without conversions: each in its own voice
+        return {**critics.name(said[crossing], mask[crossing], who[crossing]), **critics.read(said, mask, content)}
 
     def _said(self, model: nn.Module, b: dict[str, Tensor], books: Tensor | None,
               turns: Turns | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
