@@ -52,6 +52,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             return float(value)  # YAML reads 3e-4 as a string
         except (TypeError, ValueError):
             raise ConfigError(f"{where}: expected a number, got {value!r}") from None
+    if hint is str and value is False:
+        return "no"  # as which YAML took a bare one: precision=no
     if hint in (int, bool, str) and type(value) is not hint:  # isinstance would take True for an int
         raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value

@@ -65,6 +65,10 @@ class Critics(PretrainedModule):
         self.who = nn.Sequential(nn.Linear(2 * c.dim, c.dim), nn.GELU(), nn.Linear(c.dim, c.speakers))
         self.said = nn.Linear(c.dim, sum(c.content_levels))
 
+    def hearing(self) -> nn.Module:
+        """What names speakers."""
+        return nn.ModuleList((self.hears, self.attend, self.who))
+
     def forward(self, z: Tensor, mask: Tensor, speaker: Tensor, content: Tensor) -> dict[str, Tensor]:
         """Both questions: see `name` and `read`."""
         return {**self.name(z, mask, speaker), **self.read(z, mask, content)}

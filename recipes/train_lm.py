@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -160,10 +161,13 @@ def as_source(arrays: dict[str, Tensor], level_offset: Tensor | float = 0.0, oct
 class LMTask:
     """See recipes.trainer.Task."""
 
+    # in which model and tokens are to agree
+    of_tokens: ClassVar[tuple[str, ...]] = ("content_units", "content_levels", "expression_levels", "codebook_size")
+
     def __init__(self, config: LMRecipe) -> None:
         self.config = config
         tokens = Tokens(config.tokens)
-        for key in ("content_units", "content_levels", "expression_levels", "codebook_size"):
+        for key in self.of_tokens:
             want, found = getattr(config.model, key), tokens.head[key]
             if found != want:
                 raise ConfigError(f"model.{key} is {want}, but {config.tokens} was made with {found}")
@@ -244,7 +248,7 @@ class LMTask:
                 "past": past, "target": codes, "fine": fine, "mask": (t < n).astype(np.float32),
                 "gain": np.array([[rng.normal(0, 6.0)], [rng.normal(0, 6.0)]], np.float32) * training,
                 "octaves": np.array([rng.normal(0, c.pitch_jitter / 12)], np.float32) * training,
-                **self._more(sequences, np.pad(there, pad, "edge"), prompt_at),
+                **self._more(sequences, np.pad(here, pad, "edge"), np.pad(there, pad, "edge"), prompt_at),
             })  # fmt: skip
             if self.critics is not None:
                 said = sequences.split.content[np.pad(here, pad, "edge")].astype(np.int64)
@@ -252,14 +256,15 @@ class LMTask:
         out = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
         return {**out, "delay": torch.tensor(delay)}
 
-    def _more(self, sequences: Sequences, units: np.ndarray, prompt: np.ndarray) -> dict[str, np.ndarray]:
-        """What else a row of the batch holds, of the frames [T] of its source's units and [P] of its prompt."""
+    def _more(self, sequences: Sequences, here: np.ndarray, units: np.ndarray,
+              prompt: np.ndarray) -> dict[str, np.ndarray]:  # fmt: skip
+        """What else a row of the batch holds, of the frames of its target [T], its units [T] and its prompt [P]."""
         return {}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         c, books = self.config, self.books.to(batch["fine"].device) if self.config.regression else None
         turns = crossed(batch) if self.critics is not None and self.model.training else None
-        nll, said = self._said(model, batch, books, turns)
+        nll, said, heard = self._said(model, batch, books, turns)
         own = len(batch["mask"])
         nll, mean = nll[:own], said if said is None else said[:own]
         w = torch.tensor(c.codebook_weights[: nll.shape[-1]], device=nll.device)
@@ -270,10 +275,9 @@ class LMTask:
             error = ((mean - summed(books, batch["fine"])).square() * mask).sum() / mask.sum() / self.spread
             loss, numbers = loss + c.regression * error, {"error": error, **numbers}
         if turns is not None:
-            heard = self._judged(said, batch, turns)
+            heard |= self._judged(said, batch, turns)
             loss = loss + c.likeness * heard["who"] + c.words * heard["words"]
-            numbers = numbers | heard
-        return loss, numbers
+        return loss, numbers | heard
 
     def _judged(self, said: Tensor, batch: dict[str, Tensor], turns: Turns) -> dict[str, Tensor]:
         """What the critics hear: content in all vectors, the prompt's speaker in those of conversions."""
@@ -284,14 +288,15 @@ class LMTask:
         return {**critics.name(said[crossing], mask[crossing], who[crossing]), **critics.read(said, mask, content)}
 
     def _said(self, model: nn.Module, b: dict[str, Tensor], books: Tensor | None,
-              turns: Turns | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+              turns: Turns | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
+        """Nats of the codes [N, T, K], mean vectors [N, T, d], and what else was heard of them on the way."""
         prompt = as_source({k[7:]: v for k, v in b.items() if k.startswith("prompt_")}, b["gain"][:, 0])
         source = as_source(b, b["gain"][:, 1], b["octaves"])
         codes, past, target = b["prompt_codes"][..., : self.config.model.n_codebooks], b["past"], b["target"]
         if turns is not None:
             prompt, source = turned(prompt, source, turns)
             codes, past, target = codes[turns.prompt], past[turns.source], target[turns.source]
-        return model(prompt, codes, source, past, target, int(b["delay"]), books)
+        return (*model(prompt, codes, source, past, target, int(b["delay"]), books), {})
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -285,6 +285,7 @@ def test_overrides_reach_into_nests(tmp_path: Path) -> None:
                                     "out=b=c", "minutes=null", "flag=true", "pair=[9]", "boost.cry=1.5"])  # fmt: skip
     assert got == Outer("b=c", Inner(64, 3e-4, [1.0, 2.0]), None, 4, True, (9,), {"cry": 1.5}, Inner(2))
     assert load_config(Outer, None, ["out=x"]) == Outer("x")
+    assert load_config(Outer, None, ["out=no"]) == Outer("no")  # train.precision=no; YAML reads a bare no as false
     assert load_config(Outer, path, ["inner.dim=1", "inner.dim=2"]).inner.dim == 2  # the last one counts
 
 

@@ -200,3 +200,66 @@ def test_critics_of_other_tokens_are_refused(made: SimpleNamespace, critics: Sim
         JointTask(replace(config, critics=str(tmp_path / "other")))
     with pytest.raises(ConfigError, match="regression="):
         JointTask(replace(config, regression=0.0))
+
+
+def test_ears_learn_the_source_and_conversions_learn_to_hide_it(
+    made: SimpleNamespace, critics: SimpleNamespace, tmp_path: Path
+) -> None:
+    """The ears' own loss moves nothing but them, what they hear moves all but them, and both losses fall alone."""
+    with pytest.raises(ConfigError, match=r"^leak: needs critics="):
+        JointTask(replace(recipe(made, tmp_path), leak=0.2))
+    task = JointTask(asked(made, tmp_path, critics, leak=0.2))
+    batch, ears, rest = task.batch(np.random.default_rng(1)), task.model.ears, (task.model.lm, task.model.encoder)
+
+    def moved(name: str) -> tuple[float, float]:
+        task.model.zero_grad()
+        task.loss(task.model, batch)[1][name].backward()
+        total = [sum(float(p.grad.abs().sum()) for m in part for p in m.parameters() if p.grad is not None)
+                 for part in ((ears,), rest)]  # fmt: skip
+        return total[0], total[1]
+
+    alone, none = moved("ears")
+    assert alone > 0 and none == 0
+    none, alone = moved("leak")
+    assert alone > 0 and none == 0
+    for name in ("ears", "leak"):
+        optimiser, heard = torch.optim.Adam([p for p in task.model.parameters() if p.requires_grad], lr=3e-3), []
+        for step in range(20):
+            torch.manual_seed(step)
+            optimiser.zero_grad()
+            value = task.loss(task.model, task.batch(np.random.default_rng(step % 3)))[1][name]
+            value.backward()
+            optimiser.step()
+            heard.append(float(value.detach()))
+        assert np.mean(heard[-5:]) < np.mean(heard[:5]), name
+
+
+def test_the_decoder_learns_to_sound_and_codes_stay(made: SimpleNamespace, tmp_path: Path) -> None:
+    """Both distances of spectra fall, those of mixed vectors by way of all three parts; the codec goes on to give the
+    same codes and goes out with the other parts."""
+    with pytest.raises(ConfigError, match=r"^spectral: needs codec="):
+        JointTask(replace(recipe(made, tmp_path), spectral=1.0, codec=None, regression=0.0))
+    config = replace(recipe(made, tmp_path / "run", steps=40), spectral=4.0)
+    task = JointTask(config)
+    batch = task.batch(np.random.default_rng(0))
+    _, numbers = task.loss(task.model, batch)
+    numbers["spectral"].backward()
+    for part in (task.model.encoder.content_head, task.model.lm, task.model.codec.decoder):
+        assert sum(float(p.grad.abs().sum()) for p in part.parameters() if p.grad is not None) > 0
+    hop = task.model.codec.config.hop
+    assert batch["heard"].shape == (3, 30 * hop)
+    own = batch["heard"][:, : 20 * hop]  # the recordings behind the codes
+    before = task._draw(task.valid, np.random.default_rng(0), training=False)
+    with torch.no_grad():
+        first = task.loss(task.model.eval(), before)[1]
+    train_joint.run(config)
+    trained = Codec.from_pretrained(tmp_path / "run/export/codec")
+    codes = [c.eval().encode(own)[0][0] for c in (trained, Codec.from_pretrained(made.root / "codec"))]
+    assert torch.equal(*codes)
+    task.model.codec.load_state_dict(trained.state_dict())
+    task.model.encoder.load_state_dict(UnitEncoder.from_pretrained(tmp_path / "run/export/units").state_dict())
+    task.model.lm.load_state_dict(VoiceLM.from_pretrained(tmp_path / "run/export/lm").state_dict())
+    with torch.no_grad():
+        last = task.loss(task.model, before)[1]
+    for name in ("spectral", "spectral_codes"):
+        assert float(last[name]) < float(first[name]) - 0.02, (name, float(first[name]), float(last[name]))
