@@ -100,13 +100,8 @@ def stages(recipe: DefaultRecipe) -> dict[str, Any]:
     listen = {"tokens": tokens, "codec": shipped["codec"], "train": {"out": str(out / "critics")}}
     together: dict[str, Any] = {**lm, "pack": pack, "start_from": str(out / "lm" / "export"), "critics": None,
                                 "train": {"out": str(out / "joint")}}  # fmt: skip
-    if recipe.joint is not None:  # replaces what is shipped: tokens are of the parts before
+    if recipe.joint is not None:  # replaces the shipped units: tokens are of those before
         together["units"] = shipped["units"] = str(out / "pitch" / "export")
-        if isinstance(recipe.codec, str):
-            together["spectral"] = 0.0  # a finished codec stays as it is
-        else:
-            for config in (shipped, lm, listen, together):
-                config["codec"] = str(out / "codec" / "export")
     found = {
         "prepare": build("prepare", corpus.PrepareConfig, {"corpus": recipe.corpus, "out": pack}),
         "codec": codec,
@@ -167,7 +162,7 @@ def run(recipe: DefaultRecipe) -> Path:
             if main:
                 export = Path(config.train.out) / "export"
                 parts = {"pitch": {"units": export}, "critics": {},
-                         "joint": {p: export / p for p in PARTS if (export / p).is_dir()}}  # fmt: skip
+                         "joint": {"units": export / "units", "lm": export / "lm"}}  # fmt: skip
                 for part, trained in parts.get(name, {name: export}).items():
                     ship(part, trained, out / "model")
         state.wait_for_everyone()

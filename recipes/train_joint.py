@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vivavoce.codec import Codec
-from vivavoce.codec.losses import MultiResolutionSTFT
 from vivavoce.core.errors import ConfigError
 from vivavoce.lm import Source, VoiceLM
 from vivavoce.recipes.corpus import HOP
@@ -28,7 +26,7 @@ from vivavoce.recipes.sources import PackSource
 from vivavoce.recipes.tokens import Tokens
 from vivavoce.recipes.train_lm import LMRecipe, LMTask, Sequences, as_source
 from vivavoce.recipes.trainer import fit
-from vivavoce.units import UnitEncoder, prosody
+from vivavoce.units import UnitEncoder
 
 
 @dataclass
@@ -42,33 +40,17 @@ class JointRecipe(LMRecipe):
     pitch_warp: float = 0.4
     mask_bands: int = 10
     mask_steps: int = 10
-    spectral: float = 0.0  # weight of the distance of spectra, where the codec's decoder learns, too
     leak: float = 0.0  # weight of what a critic that learns beside hears of the source's speaker in conversions
 
 
-class Sound(NamedTuple):
-    """What rows [B] of a batch sound like: the targets' own samples and prosody."""
-
-    wave: Tensor  # [B, T * hop]
-    f0: Tensor  # Hz, [B, T], as `periodicity` and `level` (dB)
-    periodicity: Tensor
-    level: Tensor
-    codes: Tensor  # all codebooks, [B, T, n]
-
-
 class JointTrainer(nn.Module):
-    """Encoder and language model, from waveforms to the likelihood of codes. Beside them may be trained:
+    """Encoder and language model, from waveforms to the likelihood of codes; and, where there are any, ears that learn
+    to hear in what these say whose voice the source was (the adversarial source classifier of StarGANv2-VC, Li et al.
+    2021)."""
 
-    codec: its decoder, to sound right from the mixed vectors that the language model writes;
-    ears: that learn to hear, in what these say, whose voice the source was (the adversarial source classifier of
-        StarGANv2-VC, Li et al. 2021).
-    """
-
-    def __init__(self, encoder: UnitEncoder, lm: VoiceLM, codec: Codec | None = None,
-                 ears: Critics | None = None) -> None:  # fmt: skip
+    def __init__(self, encoder: UnitEncoder, lm: VoiceLM, ears: Critics | None = None) -> None:
         super().__init__()
-        self.encoder, self.lm, self.codec, self.ears = encoder, lm, codec, ears
-        self.spectral = MultiResolutionSTFT()
+        self.encoder, self.lm, self.ears = encoder, lm, ears
 
     def levels(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         """Log-mel at half hops [B, 2 (T + lookahead), M] -> levels of content [B, T, n] and of expression
@@ -81,10 +63,10 @@ class JointTrainer(nn.Module):
 
     def forward(self, wave: Tensor, prompt_wave: Tensor, prompt: Source, prompt_codes: Tensor, source: Source,
                 past: Tensor, target: Tensor, delay: int, books: Tensor | None, change: tuple[float, float, float],
-                masks: tuple[int, int], mask: Tensor, turns: Turns | None = None, who: Tensor | None = None,
-                sound: Sound | None = None) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:  # fmt: skip
+                masks: tuple[int, int], mask: Tensor, turns: Turns | None = None,
+                who: Tensor | None = None) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:  # fmt: skip
         """VoiceLM.forward, with the units of `prompt` and `source` read anew from waveforms [B, (T + lookahead) * hop],
-        and what is heard beside: `doubt`, `sounds`.
+        and what the ears say (`doubt`).
 
         Args:
             change: warp, equaliser (dB) and pitch warp of `perturb`; zeros leave the spectrum as it is.
@@ -112,27 +94,9 @@ class JointTrainer(nn.Module):
             prompt_codes, past, target = prompt_codes[turns.prompt], past[turns.source], target[turns.source]
         nll, mean = self.lm(prompt, prompt_codes, source, past, target, delay, books)
         heard: dict[str, Tensor] = {}
-        if sound is not None:
-            heard |= self.sounds(mean[: len(mask)], mask, sound)
         if self.ears is not None and turns is not None and who is not None:
-            heard |= self.doubt(self.ears, mean, mask, who, turns)
+            heard = self.doubt(self.ears, mean, mask, who, turns)
         return nll, mean, heard
-
-    def sounds(self, said: Tensor, mask: Tensor, sound: Sound) -> dict[str, Tensor]:
-        """Own voices, vectors [B, T, d] -> distance of spectra from the recordings: `spectral`; and `spectral_codes`,
-        that of the recordings' own codes, in some of the codebooks. In training a quarter of the rows each, as spectra
-        cost more than all the decoder."""
-        codec, hop, n = self.codec, sound.wave.shape[1] // said.shape[1], sound.codes.shape[-1]
-        assert codec is not None
-        some = max(1, len(said) // 4) if self.training else len(said)
-        k = int(torch.randint(min(4, n), n + 1, ())) if self.training else n
-        vectors = torch.cat((said[:some].float(), codec.quantiser.decode(sound.codes[-some:, :, :k])))
-        f0, periodicity, level, wave, mask = (torch.cat((x[:some], x[-some:])) for x in (
-            sound.f0, sound.periodicity, sound.level, sound.wave, mask))  # fmt: skip
-        y, _ = codec.synthesise(vectors, f0, periodicity, level)
-        counts = mask.repeat_interleave(hop, 1)[:, hop:]  # the waveform lags by a hop
-        (mixed, true), (x, own) = (y[:, hop:] * counts).chunk(2), (wave[:, :-hop] * counts).chunk(2)
-        return {"spectral": self.spectral(mixed, x), "spectral_codes": self.spectral(true, own)}
 
     @staticmethod
     def doubt(ears: Critics, said: Tensor, mask: Tensor, who: Tensor, turns: Turns) -> dict[str, Tensor]:
@@ -174,26 +138,13 @@ class JointTask(LMTask):
         if config.critics and config.leak:  # the ears begin as one of the critics
             ears = Critics.from_pretrained(config.critics)
             ears.requires_grad_(False).hearing().requires_grad_(True)
-        codec = None
-        if config.spectral:
-            if not config.codec or not isinstance(self.codec, Codec):
-                raise ConfigError("spectral: needs codec=, one of ours (vivavoce train codec)")
-            codec = Codec.from_pretrained(config.codec)  # the task's own stays as it is: validation listens through it
-            codec.requires_grad_(False)
-            for part in (codec.decoder, codec.head):
-                part.requires_grad_(True)
-        self.model = JointTrainer(encoder, self.model, codec, ears)
+        self.model = JointTrainer(encoder, self.model, ears)
         for p in encoder.pitch.parameters():
             p.requires_grad_(False)
 
-    def _more(self, sequences: Sequences, here: np.ndarray, units: np.ndarray,
-              prompt: np.ndarray) -> dict[str, np.ndarray]:  # fmt: skip
+    def _more(self, sequences: Sequences, units: np.ndarray, prompt: np.ndarray) -> dict[str, np.ndarray]:
         part = "train" if sequences is self.train else self.held
-        more = {"wave": self._wave(part, sequences, units), "prompt_wave": self._wave(part, sequences, prompt)}
-        if self.config.spectral:
-            wave = more["wave"] if np.array_equal(here, units) else self._wave(part, sequences, here)
-            more |= {"heard": wave[: len(here) * HOP], "heard_prosody": sequences.arrays(here)["prosody"]}
-        return more
+        return {"wave": self._wave(part, sequences, units), "prompt_wave": self._wave(part, sequences, prompt)}
 
     def _wave(self, part: str, sequences: Sequences, frames: np.ndarray) -> np.ndarray:
         """The audio of frames [T] of the tokens, and of the look-ahead after them: [(T + lookahead) * hop]."""
@@ -210,8 +161,6 @@ class JointTask(LMTask):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         loss, numbers = super().loss(model, batch)
-        if "spectral" in numbers:
-            loss = loss + self.config.spectral * (numbers["spectral"] + numbers["spectral_codes"]) / 2
         if "leak" in numbers:  # the ears' own loss moves nothing but them
             loss = loss + self.config.leak * numbers["leak"] + numbers["ears"]
         return loss, numbers
@@ -226,14 +175,7 @@ class JointTask(LMTask):
         if not self.model.training:
             change, masks = (0.0, 0.0, 0.0), (0, 0)
         return model(b["wave"], b["prompt_wave"], prompt, codes, source, b["past"], b["target"], int(b["delay"]), books,
-                     change, masks, b["mask"], turns, b.get("who"), self._sound(b))  # fmt: skip
-
-    def _sound(self, b: dict[str, Tensor]) -> Sound | None:
-        if "heard" not in b:
-            return None
-        louder = b["gain"][:, 1]  # dB: the decoder is to know all levels
-        f0, periodicity, level = prosody.dequantise(b["heard_prosody"])
-        return Sound(b["heard"] * 10.0 ** (louder / 20.0), f0, periodicity, level + louder, b["fine"])
+                     change, masks, b["mask"], turns, b.get("who"))  # fmt: skip
 
     def _listen(self, device: torch.device) -> dict[str, float]:
         return {}  # the tokens' units are not this encoder's any more
@@ -242,8 +184,6 @@ class JointTask(LMTask):
         model: Any = self.model
         model.encoder.save_pretrained(folder / "units")
         model.lm.save_pretrained(folder / "lm")
-        if model.codec is not None:
-            model.codec.save_pretrained(folder / "codec")
 
 
 def run(config: JointRecipe) -> dict[str, float]:

@@ -248,7 +248,7 @@ class LMTask:
                 "past": past, "target": codes, "fine": fine, "mask": (t < n).astype(np.float32),
                 "gain": np.array([[rng.normal(0, 6.0)], [rng.normal(0, 6.0)]], np.float32) * training,
                 "octaves": np.array([rng.normal(0, c.pitch_jitter / 12)], np.float32) * training,
-                **self._more(sequences, np.pad(here, pad, "edge"), np.pad(there, pad, "edge"), prompt_at),
+                **self._more(sequences, np.pad(there, pad, "edge"), prompt_at),
             })  # fmt: skip
             if self.critics is not None:
                 said = sequences.split.content[np.pad(here, pad, "edge")].astype(np.int64)
@@ -256,9 +256,8 @@ class LMTask:
         out = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
         return {**out, "delay": torch.tensor(delay)}
 
-    def _more(self, sequences: Sequences, here: np.ndarray, units: np.ndarray,
-              prompt: np.ndarray) -> dict[str, np.ndarray]:  # fmt: skip
-        """What else a row of the batch holds, of the frames of its target [T], its units [T] and its prompt [P]."""
+    def _more(self, sequences: Sequences, units: np.ndarray, prompt: np.ndarray) -> dict[str, np.ndarray]:
+        """What else a row of the batch holds, of the frames [T] of its source's units and [P] of its prompt."""
         return {}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
