@@ -25,7 +25,6 @@ from vivavoce.core import radix, rng
 from vivavoce.core.checkpoint import PretrainedModule
 from vivavoce.core.layers import ConvNeXt
 from vivavoce.core.traced import traced
-from vivavoce.lm.centre import Centre
 from vivavoce.lm.transformer import Block, SwiGLU, slopes
 
 PLAUSIBLE = 6.0  # nats below the likeliest code within which guidance may choose
@@ -51,14 +50,11 @@ class LMConfig:
     context: int = 100  # recent frames kept in the ring
     max_delay: int = 2  # frames of extra look-ahead seen in training
     autoregressive: bool = True  # whether a code is drawn given the codes before it
-    centred: bool = False  # whether streams move a source's levels from the speaker's mean to the prompt's
 
 
 class Source(NamedTuple):
     """Source units of T frames: content [B, T], expression [B, T, channels] (integers), and prosody:
-    F0 in Hz in the *target's* register, periodicity (0 to 1), level (dB), each [B, T].
-
-    Content may be levels as floats [B, T, n], too, where units pack several; so may expression."""
+    F0 in Hz in the *target's* register, periodicity (0 to 1), level (dB), each [B, T]."""
 
     content: Tensor
     expression: Tensor
@@ -77,13 +73,12 @@ class LMState(NamedTuple):
     voice: Tensor  # [B, 1, dim], summary of the prompt
     stem: tuple  # conv states
     away: Tensor  # [B / 2, K, codebook_size], running mean of the weights' way from the crowd's; empty without guidance
-    centre: Tensor  # [B, C], mean levels of the prompt; of no channels where the model is not centred
-    heard: Tensor  # [B, 1 + C], what is known of the source's
 
     def clone(self) -> LMState:
         """A deep copy: a snapshot, or the fork of a stream."""
-        copies = (x.clone() if isinstance(x, Tensor) else tuple(s.clone() for s in x) for x in self)
-        return LMState(*copies)  # type: ignore[arg-type]
+        keys, values, frame, codes, voice, stem, away = self
+        return LMState(keys.clone(), values.clone(), frame.clone(), codes.clone(), voice.clone(),
+                       tuple(s.clone() for s in stem), away.clone())  # fmt: skip
 
 
 class VoiceLM(PretrainedModule):
@@ -104,8 +99,6 @@ class VoiceLM(PretrainedModule):
         self.delay = nn.Embedding(c.max_delay + 1, c.dim)
         self.segment = nn.Embedding(3, c.dim)  # prompt, live, first live frame (no codes before it)
         self.codes = nn.ModuleList(nn.Embedding(c.codebook_size, c.dim) for _ in range(c.n_codebooks))
-        levels = [*c.content_levels, *c.expression_levels]
-        self.centre = Centre(levels) if c.centred and levels else None
         self.stem = nn.ModuleList(ConvNeXt(c.dim, 5, 2) for _ in range(c.stem_layers))
         self.summary = nn.Sequential(SwiGLU(c.dim, c.dim), nn.RMSNorm(c.dim), SwiGLU(c.dim, c.dim))
         self.blocks = nn.ModuleList(Block(c.dim, c.heads, c.hidden, c.layers) for _ in range(c.layers))
@@ -141,22 +134,6 @@ class VoiceLM(PretrainedModule):
             states.append(st)
         return x, tuple(states)
 
-    def levels(self, s: Source) -> Tensor:
-        """All that can be centred of source units, as floats [B, T, C]: content's levels and expression's."""
-        content = s.content
-        if not content.is_floating_point():
-            n = self.config.content_levels
-            content = radix.unpack(content, n) if n else content[..., None][..., :0]
-        return torch.cat((content.float(), s.expression.float()), dim=-1)
-
-    def centred(self, s: Source, to: Tensor, heard: Tensor) -> tuple[Source, Tensor]:
-        """A frame of a source, moved to a prompt's mean; see `Centre`. As it is, where the model is not centred."""
-        if self.centre is None:
-            return s, heard
-        moved, heard = self.centre(self.levels(s), s.periodicity, to, heard)
-        n = len(self.config.content_levels)
-        return s._replace(content=moved[..., :n] if n else s.content, expression=moved[..., n:]), heard
-
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Codes [B, T, k] -> sum of their embeddings [B, T, dim]; -1 embeds to zero."""
         total = torch.zeros((), device=codes.device)
@@ -184,8 +161,7 @@ class VoiceLM(PretrainedModule):
 
     def forward(self, prompt: Source, prompt_codes: Tensor, source: Source, past: Tensor, target: Tensor,
                 delay: int = 0, books: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """Teacher-forced log-likelihood. Sources are taken as they are, by a centred model, too: prompt and source are
-        of one speaker, and one that is trained on moved sources hides the voice elsewhere (docs/decisions.md).
+        """Teacher-forced log-likelihood.
 
         Args:
             prompt, prompt_codes: P frames of the target voice, codes [B, P, K].
@@ -213,8 +189,6 @@ class VoiceLM(PretrainedModule):
 
     def _hidden(self, prompt: Source, prompt_codes: Tensor, source: Source, past: Tensor, delay: int) -> Tensor:
         """`forward` up to the heads: [B, T, dim]."""
-        if self.centre is not None and self.training:
-            self.centre.learn(self.centre.mean(self.levels(prompt), prompt.periodicity))
         p, voice = self.embed_prompt(prompt, prompt_codes)
         s, _ = self.embed_source(source)
         x = s + voice + self.delay.weight[delay]
@@ -237,14 +211,12 @@ class VoiceLM(PretrainedModule):
     # ---- streaming ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def start(self, prompt: Source, codes: Tensor, crowd: tuple[Source, Tensor] | None = None,
-              own: Tensor | None = None) -> LMState:  # fmt: skip
+    def start(self, prompt: Source, codes: Tensor, crowd: tuple[Source, Tensor] | None = None) -> LMState:
         """Read a voice prompt (P frames, codes [B, P, K]) and open a stream.
 
         Args:
             crowd: a prompt of many voices, with its codes, that guidance leads away from. The state then
                 holds 2 B rows: the voice's and, after them, the crowd's. Both are cut to the shorter prompt.
-            own: what is known of the source beforehand, [1, 1 + C] (see `Centre.known`).
         """
         c = self.config
         if crowd is not None:
@@ -263,12 +235,7 @@ class VoiceLM(PretrainedModule):
         none = torch.full((b, c.n_codebooks), -1, dtype=torch.int64, device=x.device)
         _, stem = self.embed_source(Source(*(t[:, :0] for t in prompt)))
         away = x.new_zeros(0 if crowd is None or c.autoregressive else b // 2, c.n_codebooks, c.codebook_size)
-        centre, heard = x.new_zeros(b, 0), x.new_zeros(b, 0)
-        if self.centre is not None:
-            centre = self.centre.mean(self.levels(prompt), prompt.periodicity)
-            heard = self.centre.start(b) if own is None else own.repeat(b, 1)
-        frame = torch.zeros((), dtype=torch.int64, device=x.device)
-        return LMState(keys, values, frame, none, voice, stem, away, centre, heard)
+        return LMState(keys, values, torch.zeros((), dtype=torch.int64, device=x.device), none, voice, stem, away)
 
     @torch.no_grad()
     def generate(
@@ -303,17 +270,16 @@ class VoiceLM(PretrainedModule):
         noise = (torch.tensor(seed), torch.tensor(temperature)) if drawn else ()
         more = (torch.tensor(guidance),) if guided else ()
         key = rows, guided, drawn, self.config.context
-        said, frame, stem, away, heard = traced(self, self._frame, key, s, state, noise, torch.tensor(delay), more)
+        said, frame, stem, away = traced(self, self._frame, key, s, state, noise, torch.tensor(delay), more)
         codes = said if self.config.autoregressive else state.codes
-        return said[:rows], state._replace(frame=frame, codes=codes, stem=stem, away=away, heard=heard)
+        return said[:rows], state._replace(frame=frame, codes=codes, stem=stem, away=away)
 
     def _frame(self, s: tuple, state: tuple, noise: tuple, delay: Tensor, guidance: tuple) -> tuple:
-        """One frame. Keys and values are written in place -> what is said; frame, stem, away, heard of the state."""
+        """One frame. Keys and values are written in place -> what is said; frame, stem and away of the state."""
         c, s, state = self.config, Source(*s), LMState(*state)
         n, p, rows = state.frame, state.keys.shape[3] - c.context, s.content.shape[0]
         if guidance:
             s = Source(*(torch.cat((x, x)) for x in s))
-        s, heard = self.centred(s, state.centre, state.heard)
         x, stem = self.embed_source(s, state.stem)
         x = x + state.voice + self.delay(delay)
         if c.autoregressive:
@@ -327,9 +293,9 @@ class VoiceLM(PretrainedModule):
             x = block(x, mask, (state.keys[i], state.values[i]), at)
         h = self.norm(x)
         if c.autoregressive:
-            return self._drawn(h, rows, n, noise, guidance), n + 1, stem, state.away, heard
+            return self._drawn(h, rows, n, noise, guidance), n + 1, stem, state.away
         said, away = self._weighed(h, rows, n, state.away, guidance)
-        return said, n + 1, stem, away, heard
+        return said, n + 1, stem, away
 
     def _drawn(self, h: Tensor, rows: int, n: Tensor, noise: tuple, guidance: tuple) -> Tensor:
         """Hidden state of a frame [B, 1, dim] -> codes [B, K], coarse to fine, each given those before it."""
@@ -373,8 +339,7 @@ def _guide(voice: Tensor, crowd: Tensor, guidance: Tensor) -> Tensor:
 class UnitEmbedding(nn.Embedding):
     """Packed units [...] -> [..., dim]: the sum of an embedding for each level that they pack.
 
-    Or levels as floats [..., n], between two of which the embeddings are mixed; the gradient of a whole one is the
-    slope between its neighbours'.
+    Or levels as floats [..., n], whole numbers: their gradients are the slopes between the neighbours' embeddings.
     """
 
     base: Tensor
@@ -392,10 +357,8 @@ class UnitEmbedding(nn.Embedding):
         return super().forward(radix.unpack(units, self.levels) + self.base).sum(-2)
 
     def _between(self, levels: Tensor) -> Tensor:
-        x = levels.detach()
-        at, top = x.round().long(), torch.tensor(self.levels, device=x.device) - 1
-        whole = (x == at).long()
-        low, high = (x.floor().long() - whole).clamp_min(0), torch.minimum(x.ceil().long() + whole, top)
+        at = levels.detach().round().long()
+        low, high = (at - 1).clamp_min(0), torch.minimum(at + 1, torch.tensor(self.levels, device=at.device) - 1)
         own, below, above = (super(UnitEmbedding, self).forward(i + self.base) for i in (at, low, high))
         slope = (above - below) / (high - low)[..., None]
         return (own + (levels - at)[..., None] * slope).sum(-2)

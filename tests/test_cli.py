@@ -504,7 +504,7 @@ def test_register_scan_stops_after_a_minute(model: Path) -> None:
             heard.append(i)
             yield tiny.voiced(10.0, 4000)
 
-    register = Changer.from_pretrained(model)._scan(blocks(), 4000).register
+    register = Changer.from_pretrained(model)._register_of(blocks(), 4000)
     assert len(heard) == 6 and 50 < register < 1100
 
 

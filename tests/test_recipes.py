@@ -598,7 +598,7 @@ def test_pipeline_with_critics_and_a_joint_stage(corpora, tmp_path):
              "train": {"steps": 3, "warmup_steps": 1, "validate_every": 100, "learning_rate": 1e-2}}  # fmt: skip
     recipe = load_config(default.DefaultRecipe, TOY, [f"corpus={corpora.listed}", f"out={tmp_path}"])
     recipe.units["model"] |= levels
-    recipe.lm["model"] |= {"autoregressive": False, "centred": True}
+    recipe.lm["model"]["autoregressive"] = False
     recipe.critics = {k: joint[k] for k in ("batch_size", "crop_frames", "valid_batches", "train")}
     recipe.joint = {**joint, "model": recipe.lm["model"], "regression": 1.0, "leak": 0.2}
     model = default.run(recipe)
@@ -611,7 +611,7 @@ def test_pipeline_with_critics_and_a_joint_stage(corpora, tmp_path):
 
     from vivavoce.changer import load
 
-    assert load(model).lm.config.centred
+    assert not load(model).lm.config.autoregressive
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
     default.run(recipe)
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}

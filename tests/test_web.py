@@ -152,7 +152,7 @@ def test_converted_speech_comes_back(visit: Any, tmp_path: Path) -> None:
     assert len(source) == len(converted) == int(take["samples"]) >= 4 * rate and take["passed"] == "0"
     assert np.sqrt((source**2).mean()) > 0.01 and np.sqrt((converted**2).mean()) > 0.01
     changer = load()
-    was, now = (changer._scan(iter([torch.from_numpy(x).float()]), rate).register for x in (source, converted))
+    was, now = (changer._register_of(iter([torch.from_numpy(x).float()]), rate) for x in (source, converted))
     target = changer.voices["livia"].register
     assert abs(np.log2(now / target)) < 0.5 * abs(np.log2(was / target)), (was, now, target)
     # Aligned, too: loudness passes through a conversion, so the two envelopes rise and fall together.

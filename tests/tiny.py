@@ -36,11 +36,11 @@ def voiced(seconds: float, rate: int = 16000, f0: float = 120.0, seed: int = 0) 
     return (0.2 * burst * tone + 0.01 * torch.randn(len(t), generator=g, dtype=torch.float64)).float()
 
 
-def build(folder: Path, seed: int = 0, lm_config: LMConfig = LM, units_config: UnitsConfig = UNITS) -> Path:
+def build(folder: Path, seed: int = 0, lm_config: LMConfig = LM) -> Path:
     """Write a tiny model with the voices `ada` (low) and `bela` (high) into `folder`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        codec, units, lm = Codec(CODEC), UnitEncoder(units_config), VoiceLM(lm_config)
+        codec, units, lm = Codec(CODEC), UnitEncoder(UNITS), VoiceLM(lm_config)
         for table in (lm.prosody, lm.expression, *(head.out for head in lm.depth)):
             table.weight.data.mul_(4.0)  # opinions strong enough that inputs and sampling show
     for name, part in (("codec", codec), ("units", units), ("lm", lm)):

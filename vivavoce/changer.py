@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,14 +20,14 @@ from vivavoce.core.checkpoint import FORMAT_VERSION, read_json, resolve_folder
 from vivavoce.core.errors import AudioError, CheckpointError, ConfigError, VivavoceError
 from vivavoce.core.resample import resample
 from vivavoce.engine import Engine, Settings
-from vivavoce.lm import Source, VoiceLM
+from vivavoce.lm import VoiceLM
 from vivavoce.stream import Stream, limit
 from vivavoce.units import HubertUnits, UnitEncoder, load_units, prosody
 from vivavoce.voice import Voice
 
 MIN_SECONDS, MAX_SECONDS = 1.0, 30.0  # of a reference recording; what is beyond is left unread
 PROMPT_FRAMES = 150  # unit frames at most; 3 s, as in training
-SCAN_SECONDS = 60.0  # of a file, for what its speaker is like
+SCAN_SECONDS = 60.0  # of a file, for its pitch register
 
 
 def load(model: str | Path | None = None, precision: str = "int8", threads: int | None = 1) -> Changer:
@@ -47,13 +47,6 @@ def load(model: str | Path | None = None, precision: str = "int8", threads: int 
     if threads is not None:
         torch.set_num_threads(threads)
     return Changer.from_pretrained(model, precision)
-
-
-class Scan(NamedTuple):
-    """What is known of a source before it is converted."""
-
-    register: float  # Hz, see units.prosody.speaking_register
-    own: Tensor | None  # mean levels of its units as lm.centre knows them, [1, 1 + C], where the language model asks
 
 
 class Changer:
@@ -186,8 +179,7 @@ class Changer:
         return limit(y[0, self.codec.late * self.codec.config.hop :]), self.codec.config.sample_rate
 
     def stream(self, voice: str | Path | Voice, rate: int = 16000, settings: Settings | None = None, *,
-               chunk: float | None = None, context: float | None = None, own: Tensor | None = None,
-               **options: Any) -> Stream:  # fmt: skip
+               chunk: float | None = None, context: float | None = None, **options: Any) -> Stream:  # fmt: skip
         """Open a live conversion; many streams may share one changer.
 
         Args:
@@ -195,7 +187,6 @@ class Changer:
             chunk: seconds that will be pushed at a time. Any other push does as well: only `stream.latency` asks.
             context: seconds of the recent past that the language model attends to, beside the voice prompt; by
                 default all that the model has. See `Settings.context`.
-            own: what is known of the source's units beforehand; see `Scan`.
             options: any field of `Settings`, such as `delay=2` or `seed=1`.
 
         Raises:
@@ -217,31 +208,24 @@ class Changer:
         if (settings.context or 1) > most:
             raise ConfigError(f"context {settings.context} frames: this model has {most}")
         parts = self._live_codec, self._live_units, self._live_lm
-        engine = Engine(*parts, self.voice(voice), settings, self.crowd, own)
+        engine = Engine(*parts, self.voice(voice), settings, self.crowd)
         return Stream(engine, rate, chunk, self.voice)
 
     def scan_register(self, path: str | Path) -> float:
         """Pitch register in Hz of a recording's first minute (see units.prosody.speaking_register)."""
-        return self._scan(mono_blocks(path), self._rate(path)).register
+        return self._register_of(mono_blocks(path), self._rate(path))
 
     @torch.inference_mode()
-    def _scan(self, blocks: Iterator[Tensor], rate: int) -> Scan:
-        """What the first minute tells of its speaker."""
-        hop, inner, late = self.units.config.hop, self.units.config.sample_rate, self.units.config.lookahead
+    def _register_of(self, blocks: Iterator[Tensor], rate: int) -> float:
+        hop, inner = self.units.config.hop, self.units.config.sample_rate
         y = resample(_first(blocks, round(SCAN_SECONDS * rate))[None], rate, inner)
         y = torch.nn.functional.pad(y, (0, -y.shape[1] % hop))
-        listen = self.units if self.lm.centre is not None else self.units.pitch
         pieces, state = [], None
         for piece in y.split(100 * hop, dim=1):  # the tracker's spectra of a whole minute would fill 200 MB
-            heard, state = listen(piece, state)
-            pieces.append(heard)
-        heard = [torch.cat(parts, dim=1) for parts in zip(*pieces)]
-        register = prosody.speaking_register(*heard[-2:])
-        if self.lm.centre is None:
-            return Scan(register, None)
-        content, expression, f0, periodicity = (x[:, late:] for x in heard)
-        levels = self.lm.levels(Source(content, expression, f0, periodicity, f0))
-        return Scan(register, self.lm.centre.known(levels, periodicity))
+            pitch, state = self.units.pitch(piece, state)
+            pieces.append(torch.stack(pitch))
+        f0, periodicity = torch.cat(pieces, dim=-1)
+        return prosody.speaking_register(f0, periodicity)
 
     @staticmethod
     def _rate(path: str | Path) -> int:
@@ -251,11 +235,10 @@ class Changer:
     def open(self, path: str | Path, voice: str | Path | Voice, settings: Settings | None = None,
              scan: bool = True) -> Stream:  # fmt: skip
         """A stream for a file, at its rate; see `convert_blocks`."""
-        settings, own = settings or Settings(), None
+        settings = settings or Settings()
         if settings.source_register is None and scan:
-            register, own = self._scan(mono_blocks(path), self._rate(path))
-            settings = replace(settings, source_register=register)
-        return self.stream(voice, self._rate(path), settings, own=own)
+            settings = replace(settings, source_register=self.scan_register(path))
+        return self.stream(voice, self._rate(path), settings)
 
     def convert_blocks(self, path: str | Path, voice: str | Path | Voice, settings: Settings | None = None,
                        seconds: float = BLOCK_SECONDS, scan: bool = True) -> Iterator[Tensor]:  # fmt: skip
@@ -286,11 +269,11 @@ class Changer:
             raise AudioError("convert: samples need their rate in Hz")
         if source.ndim != 1 or len(source) == 0:
             raise AudioError(f"convert takes mono samples of shape [n], n > 0, got {tuple(source.shape)}")
-        settings, own = settings or Settings(), None
+        settings = settings or Settings()
         if settings.source_register is None and bool(torch.isfinite(source).all()):
-            register, own = self._scan(iter([source.float()]), rate)
+            register = self._register_of(iter([source.float()]), rate)
             settings = replace(settings, source_register=register)
-        stream = self.stream(voice, rate, settings, own=own)
+        stream = self.stream(voice, rate, settings)
         return torch.cat((stream.push(source), stream.flush())), rate
 
 

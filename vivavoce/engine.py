@@ -98,20 +98,15 @@ class EngineState(NamedTuple):
 
 
 class Engine:
-    """units -> lm -> codec for one voice; holds no state of a stream, only what the model makes of the prompt.
-
-    Args:
-        crowd: an average voice, which guidance leads away from.
-        own: what is known of the source's mean levels beforehand, [1, 1 + C] (lm.centre); else they are learnt.
-    """
+    """units -> lm -> codec for one voice; holds no state of a stream, only what the model makes of the prompt."""
 
     def __init__(self, codec: VoiceCodec, units: UnitEncoder | HubertUnits, lm: VoiceLM, voice: Voice,
-                 settings: Settings, crowd: Voice | None = None, own: Tensor | None = None) -> None:  # fmt: skip
+                 settings: Settings, crowd: Voice | None = None) -> None:  # fmt: skip
         if settings.context is not None:  # the ring is as long as the model's config says: same weights, other ring
             lm = copy.copy(lm)
             lm.config = replace(lm.config, context=settings.context)
         self.codec, self.units, self.lm, self.settings = codec, units, lm, settings
-        self.crowd, self.own = crowd if settings.guidance > 0 else None, own
+        self.crowd = crowd if settings.guidance > 0 else None
         self.rate, self.hop = units.config.sample_rate, units.config.hop
         self.out_rate = codec.config.sample_rate
         self.out_hop = self.hop * self.out_rate // self.rate
@@ -140,15 +135,13 @@ class Engine:
         """The language model with the voice prompt read and nothing said yet; read once, then copied."""
         if self._prompt is None:
             crowd = (self.crowd.source(), self.crowd.codes[None].long()) if self.crowd is not None else None
-            self._prompt = self.lm.start(self.voice.source(), self.voice.codes[None].long(), crowd, self.own)
+            self._prompt = self.lm.start(self.voice.source(), self.voice.codes[None].long(), crowd)
         return self._prompt.clone()
 
-    def start(self, before: EngineState | None = None) -> EngineState:
-        """A fresh stream; of what was `before`, only the speaker is still known."""
-        codec, lm = self.codec.begin(self.voice.codes[None, :, : self.lm.config.n_codebooks].long()), self.prompted()
-        if before is None:
-            return EngineState(0, None, None, (), None, (), lm, codec)
-        return EngineState(0, None, None, (), before.register, (), lm._replace(heard=before.lm.heard), codec)
+    def start(self) -> EngineState:
+        """A fresh stream."""
+        codec = self.codec.begin(self.voice.codes[None, :, : self.lm.config.n_codebooks].long())
+        return EngineState(0, None, None, (), None, (), self.prompted(), codec)
 
     @torch.inference_mode()
     def take_over(self, s: EngineState) -> EngineState:
@@ -158,12 +151,11 @@ class Engine:
         cache is full of the old voice, and with it the new one would go on imitating; it is thrown away. In
         its place the new voice says the last `WARM_UP` frames once more, unheard.
         """
-        lm = self.prompted()._replace(heard=s.lm.heard)
-        said = max(0, s.taken - self.lookahead - self.settings.delay)
+        lm, said = self.prompted(), max(0, s.taken - self.lookahead - self.settings.delay)
         again = _last(s.queue, min(said, WARM_UP))
         for due, frame in enumerate(again, said - len(again)):
             _, lm = self._speak(frame, lm, self._codes_of(due))
-        return s._replace(lm=lm._replace(heard=s.lm.heard))  # what was said again was heard once
+        return s._replace(lm=lm)
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, state: EngineState) -> tuple[Tensor, EngineState]:
