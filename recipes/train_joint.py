@@ -34,7 +34,7 @@ class JointRecipe(LMRecipe):
     """`vivavoce train joint` reads this: what `train lm` does, and where the waveforms and the encoder are."""
 
     pack: str = ""  # the pack behind the tokens
-    units: str = ""  # folder of the encoder behind the tokens
+    units: str = ""  # folder of the encoder to go on from; tokens may be of another one
     warp: float = 0.17  # speaker perturbation, as in train units
     eq_db: float = 5.0
     pitch_warp: float = 0.4
@@ -119,7 +119,7 @@ class JointTask(LMTask):
 
     def __init__(self, config: JointRecipe) -> None:
         for name, what in (("start_from", "language model to go on from (vivavoce train lm)"),
-                           ("units", "encoder to go on from, that of the tokens (vivavoce train units)"),
+                           ("units", "encoder to go on from (vivavoce train units)"),
                            ("pack", "pack the tokens are made of (vivavoce prepare)")):  # fmt: skip
             if not getattr(config, name):
                 raise ConfigError(f"{name}: say which {what}")
