@@ -1,7 +1,7 @@
 """Which run-time settings serve a model best: phoneme error against likeness, on speakers unseen in training.
 
     python benchmarks/settings.py CORPUS [--model DIR] [--split valid] [--clips 30] [--guidance 0,0.8,1.5]
-        [--delay 0,1,2] [--temperature 0.2,0.4] [--live] [--json OUT]
+        [--fit 0,1] [--keep 0,0.3] [--delay 0,1,2] [--temperature 0.2,0.4] [--live] [--json OUT]
 
 Clips of read and acted English speech, evenly over speakers; each gets a target from the other speakers. Every
 combination of the settings converts the same pairs, so that rows differ by the settings alone. Neutral and emotional
@@ -29,6 +29,8 @@ from vivavoce.eval.metrics import bootstrap
 from vivavoce.recipes.corpus import RATE, read_clip, scan
 from vivavoce.rungs import codec_only
 
+SETTINGS = ("guidance", "fit", "keep", "delay", "temperature")
+
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,7 +38,7 @@ def main() -> None:
     p.add_argument("--model", help="folder (default: the embedded one)")
     p.add_argument("--split", default="valid")
     p.add_argument("--clips", type=int, default=30)
-    for name in ("guidance", "delay", "temperature"):
+    for name in SETTINGS:
         p.add_argument(f"--{name}", default=str(getattr(Settings(), name)), help="comma-separated")
     p.add_argument("--live", action="store_true", help="as streams, which learn the source's register on the way")
     p.add_argument("--json", type=Path)
@@ -64,10 +66,10 @@ def main() -> None:
              for x, _, _, said in tqdm(sources, leave=False, unit="clip")]  # fmt: skip
     rows.append({"codec": judged(coded, [], kinds)})
     tqdm.write(f"codec alone: {told(rows[-1]['codec'])}")
-    grid = itertools.product(*([float(v) for v in getattr(a, n).split(",")]
-                               for n in ("guidance", "delay", "temperature")))  # fmt: skip
-    for guidance, delay, temperature in tqdm(list(grid), unit="setting"):
-        settings = replace(Settings(), guidance=guidance, delay=int(delay), temperature=temperature)
+    grid = itertools.product(*([float(v) for v in getattr(a, n).split(",")] for n in SETTINGS))
+    for values in tqdm(list(grid), unit="setting"):
+        setting = dict(zip(SETTINGS, values))
+        settings = replace(Settings(), **{**setting, "delay": int(setting["delay"])})  # type: ignore[arg-type]
         heard, margins = [], []
         for x, target, own, said in tqdm(sources, leave=False, unit="clip"):
             if a.live:
@@ -78,8 +80,8 @@ def main() -> None:
             heard.append(phonemes.compare(said, phonemes.analyse(y)))
             margins.append(float(speaker.compare(own, speaker.analyse(y), voices[target][1])["margin"]))
         found = judged(heard, margins, kinds)
-        rows.append({"guidance": guidance, "delay": delay, "temperature": temperature, **found})
-        tqdm.write(f"guidance {guidance:g} delay {delay:g} temperature {temperature:g}: {told(found)}")
+        rows.append({**setting, **found})
+        tqdm.write(f"{', '.join(f'{k} {v:g}' for k, v in setting.items())}: {told(found)}")
     if a.json:
         write_json(a.json, {"model": a.model, "split": a.split, "live": a.live, "rows": rows})
 

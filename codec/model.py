@@ -105,6 +105,15 @@ class Codec(PretrainedModule):
         y, state = self.encoder(mel, state)
         return self.to_code(y), state
 
+    def hear(self, frames: Tensor, state: State = None) -> tuple[Tensor, State]:
+        """Frames [B, T, 2 hop] -> latents before quantisation [B, T, code_dim]: what `analyse` and `embed` make."""
+        if state is None or frames.shape[1] != 1:
+            return self._hear(frames, state)
+        return traced(self, self._hear, ("hear", *frames.shape), frames, state)
+
+    def _hear(self, frames: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.embed(self.analyse(frames)[0], state)
+
     def encode(self, x: Tensor, state: State = None) -> tuple[tuple[Tensor, Tensor], State]:
         """Waveform [B, T * hop] -> (codes [B, T, n_codebooks], level dB [B, T]), state."""
         framing, encoder = state or (None, None)
@@ -125,19 +134,21 @@ class Codec(PretrainedModule):
     def decode(
         self, codes: Tensor, f0: Tensor, periodicity: Tensor, level: Tensor, state: State = None, seed: int = 0
     ) -> tuple[Tensor, State]:
-        """Codes [B, T, k] (or weights of codes [B, T, k, codebook_size], whose vectors are mixed), F0 (Hz), periodicity
-        (0 to 1) and level (dB), each [B, T] -> waveform [B, T * hop].
+        """Codes [B, T, k] (or weights of codes [B, T, k, codebook_size], whose vectors are mixed, or vectors [B, T,
+        code_dim]), F0 (Hz), periodicity (0 to 1) and level (dB), each [B, T] -> waveform [B, T * hop].
 
         The waveform lags by one hop: the first hop samples of a stream precede it (see OverlapAdd).
         """
         if state is None or codes.shape[1] != 1:
             return self._decode(codes, f0, periodicity, level, state, seed)
-        return traced(self, self._decode, codes.shape, codes, f0, periodicity, level, state, torch.tensor(seed))
+        key = "decode", *codes.shape
+        return traced(self, self._decode, key, codes, f0, periodicity, level, state, torch.tensor(seed))
 
     def _decode(
         self, codes: Tensor, f0: Tensor, periodicity: Tensor, level: Tensor, state: State, seed: int | Tensor
     ) -> tuple[Tensor, State]:
-        return self.synthesise(self.quantiser.decode(codes), f0, periodicity, level, state, seed)
+        z = codes if codes.is_floating_point() and codes.ndim == 3 else self.quantiser.decode(codes)
+        return self.synthesise(z, f0, periodicity, level, state, seed)
 
     def synthesise(
         self, z: Tensor, f0: Tensor, periodicity: Tensor, level: Tensor, state: State = None, seed: int | Tensor = 0

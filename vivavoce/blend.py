@@ -26,14 +26,16 @@ def crowd(voices: list[Voice], frames: int = 150) -> Voice:
 
 
 def _joined(voices: list[Voice], name: str, share: int, note: str = "") -> Voice:
-    """The first `share` frames of each voice, one after another, and their mean register."""
+    """The first `share` frames of each voice, one after another, their mean register, and their mean fit."""
 
     def join(key: str) -> Tensor:
         return torch.cat([getattr(v, key)[:share] for v in voices])
 
     register = math.exp(sum(math.log(v.register) for v in voices) / len(voices))
+    fits = [v.fit for v in voices if v.fit is not None]
+    fit = torch.stack(fits).mean(0) if len(fits) == len(voices) else None
     return Voice(name, join("content"), join("expression"), join("prosody"), join("codes"), register,
-                 voices[0].tokeniser, note=note)  # fmt: skip
+                 voices[0].tokeniser, note=note, fit=fit, fitted=voices[0].fitted)  # fmt: skip
 
 
 def blend(changer: Changer, voices: list[Voice], speech: Tensor, name: str, seed: int = 0,

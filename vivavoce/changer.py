@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vivavoce.codec import VoiceCodec, load_codec
+from vivavoce.codec import Codec, VoiceCodec, load_codec
 from vivavoce.core import int8
 from vivavoce.core.audio import BLOCK_SECONDS, mono_blocks, open_audio
 from vivavoce.core.checkpoint import FORMAT_VERSION, read_json, resolve_folder
 from vivavoce.core.errors import AudioError, CheckpointError, ConfigError, VivavoceError
 from vivavoce.core.resample import resample
 from vivavoce.engine import Engine, Settings
-from vivavoce.lm import VoiceLM
+from vivavoce.fit import fit
+from vivavoce.guidance import steerable
+from vivavoce.lm import Source, VoiceLM
 from vivavoce.stream import Stream, limit
 from vivavoce.units import HubertUnits, UnitEncoder, load_units, prosody
 from vivavoce.voice import Voice
@@ -60,7 +62,7 @@ class Changer:
         quick = precision == "int8" and int8.available()
         live = int8.int8 if quick else (lambda module: module)
         self._live_codec, self._live_units, self._live_lm = live(self.codec), live(self.units), live(self.lm)
-        self.tokeniser = tokeniser
+        self.tokeniser, self.speaker = tokeniser, ""  # fingerprints: of codec and units, and of the language model
         self.voices = voices or {}
         self.crowd: Voice | None = None  # a prompt of many voices, which guidance leads away from
 
@@ -84,6 +86,7 @@ class Changer:
         if len(grid) > 1 or not heard or m.n_codebooks > c.n_codebooks or m.codebook_size != c.codebook_size:
             raise CheckpointError(f"{folder}: codec, units and lm do not belong together; fetch the folder anew")
         changer = cls(codec, units, lm, fingerprint(folder), precision=precision)
+        changer.speaker = fingerprint(folder, ("lm",))
         for path in sorted((folder / "voices").glob("*.voice")):
             voice = Voice.load(path)
             changer.voices[voice.name] = voice
@@ -113,15 +116,17 @@ class Changer:
         if found.tokeniser != self.tokeniser:
             raise CheckpointError(f"voice {found.name!r} is of another model; enrol its recording again")
         self._check(found)
-        return found
+        return found if found.fitted == self.speaker else replace(found, fit=None)
 
     def _check(self, voice: Voice) -> None:
         """Raise CheckpointError if a voice's prompt has shapes or values that the model cannot look up."""
         c, levels = self.lm.config, torch.tensor(self.lm.config.expression_levels)
         p, k = (*voice.codes.shape, 0, 0)[:2]
+        d = self.codec.config.code_dim if steerable(self.codec, self.lm) else 0  # type: ignore[union-attr]
+        fits = voice.fit is None or not d or (voice.fit.shape == (d + 1, d) and bool(torch.isfinite(voice.fit).all()))
         shapes = [tuple(t.shape) for t in (voice.content, voice.expression, voice.prosody, voice.codes)]
         shapely = shapes == [(p,), (p, len(levels)), (p, 3), (p, k)]
-        if not (shapely and p and k >= c.n_codebooks and _within(voice.content, c.content_units)
+        if not (shapely and fits and p and k >= c.n_codebooks and _within(voice.content, c.content_units)
                 and _within(voice.expression, levels) and _within(voice.codes, c.codebook_size)):  # fmt: skip
             raise CheckpointError(f"voice {voice.name!r} is damaged; enrol its recording again")
 
@@ -159,16 +164,29 @@ class Changer:
             raise AudioError(f"{label}: NaN or infinite samples")
         if len(x) < MIN_SECONDS * inner:
             raise AudioError(f"{label}: {len(x) / inner:.2f} s is too short for a voice; give 3 to 10 s of speech")
-        content, expression, units, codes = self.tokenise(x[: round(MAX_SECONDS * inner)])
+        x = x[: round(MAX_SECONDS * inner)]
+        content, expression, units, codes = self.tokenise(x)
         f0, periodicity, level = prosody.dequantise(units)
         heard = level > max(float(level.max()) - 35.0, -58.0)
         if int(heard.sum()) < codes_of(25):
             raise AudioError(f"{label}: silent (or nearly); give 3 to 10 s of speech")
+        found = self._fit(x, Source(*(t[None] for t in (content, expression, f0, periodicity, level))), codes[None])
         keep = torch.nn.functional.max_pool1d(heard[None].float(), 11, 1, 5)[0] > 0
         content, expression, units, codes = (t[keep] for t in (content, expression, units, codes))
         best = _loudest(level[keep], codes_of(PROMPT_FRAMES))
         return Voice(name or Path(label).stem, content[best], expression[best], units[best], codes[best],
-                     prosody.mean_register(f0, periodicity), self.tokeniser, licence, consent, note)  # fmt: skip
+                     prosody.mean_register(f0, periodicity), self.tokeniser, licence, consent, note, found,
+                     self.speaker)  # fmt: skip
+
+    @torch.inference_mode()
+    def _fit(self, x: Tensor, source: Source, codes: Tensor) -> Tensor | None:
+        """What the language model misses of a reference of samples [n]; None where it cannot be mended."""
+        codec = self.codec
+        if not steerable(codec, self.lm):
+            return None
+        assert isinstance(codec, Codec)
+        frames, _ = codec.framing(torch.nn.functional.pad(x, (0, -len(x) % codec.config.hop))[None])
+        return fit(codec, self.lm, source, codes, codec.hear(frames)[0])
 
     @torch.inference_mode()
     def preview(self, voice: str | Path | Voice) -> tuple[Tensor, int]:
@@ -290,10 +308,11 @@ def model_folder(model: str | Path | None = None) -> Path:
     return folder
 
 
-def fingerprint(folder: str | Path) -> str:
-    """What decides whether a voice fits a model: a hash of the codec's and the units' weights."""
+def fingerprint(folder: str | Path, parts: tuple[str, ...] = ("codec", "units")) -> str:
+    """What decides whether a voice is a model's: a hash of the codec's and the units' weights; and what decides whether
+    its fit is: of the language model's."""
     digest = hashlib.sha256()
-    for part in ("codec", "units"):
+    for part in parts:
         digest.update((Path(folder) / part / "model.safetensors").read_bytes())
     return digest.hexdigest()[:16]
 

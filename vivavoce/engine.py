@@ -21,6 +21,8 @@ from torch import Tensor
 from vivavoce.codec import VoiceCodec
 from vivavoce.core.errors import ConfigError
 from vivavoce.core.layers import State
+from vivavoce.fit import mend
+from vivavoce.guidance import Way, lead, steerable
 from vivavoce.lm import LMState, Source, VoiceLM
 from vivavoce.units import HubertUnits, UnitEncoder, prosody
 from vivavoce.units.prosody import Register
@@ -36,8 +38,13 @@ class Settings:
     Attributes:
         seed: of the codec's noise, and of sampling.
         temperature: of sampling; 0 is greedy. Only autoregressive models sample; the embedded one does not.
-        guidance: how hard to lead away from an average voice, 0 to 5: more likeness, fewer clear phonemes.
-            Needs a model that came with a crowd prompt; ignored by others.
+        guidance: how hard to lead away from the source's own voice (vivavoce.guidance), 0 to 5: more likeness, fewer
+            clear phonemes. Autoregressive models and EnCodec are led away from an average voice instead, if they came
+            with a crowd prompt; ignored by others.
+        fit: share of what was fitted to the voice's reference (vivavoce.fit) that is used, 0 to 1; voices without a fit
+            are spoken as the language model has them.
+        keep: share of the source's own fast spectral movement that is kept as it is, 0 to 1: clearer words, more of
+            laughs and breath, less likeness. Ignored by autoregressive models and EnCodec.
         delay: extra look-ahead of the language model in frames of 20 ms.
         transpose: semitones added to the output's pitch.
         source_register: the source's mean pitch in Hz where it is known beforehand; else it is learnt
@@ -52,7 +59,9 @@ class Settings:
 
     seed: int = 0
     temperature: float = 0.2
-    guidance: float = 0.75
+    guidance: float = 0.5
+    fit: float = 1.0
+    keep: float = 0.0
     delay: int = 1
     transpose: float = 0.0
     source_register: float | None = None
@@ -64,6 +73,8 @@ class Settings:
             ("seed", self.seed, -(2**63), 2**63 - 1),  # the counter-based generator mixes int64
             ("temperature", self.temperature, 0, 10),
             ("guidance", self.guidance, 0, 5),
+            ("fit", self.fit, 0, 1),
+            ("keep", self.keep, 0, 1),
             ("delay", self.delay, 0, 1000),
             ("transpose", self.transpose, -48, 48),
             ("source_register", register, 20, 2000),
@@ -74,10 +85,12 @@ class Settings:
 
 
 class Heard(NamedTuple):
-    """One frame of the source: its units, F0 still in its own register, and that register (log2 Hz, [B, 1])."""
+    """One frame of the source: its units, F0 still in its own register, that register (log2 Hz, [B, 1]), and what the
+    codec hears of it, [B, 1, d], where guidance asks."""
 
     source: Source
     own: Tensor
+    vector: Tensor | None
 
 
 class EngineState(NamedTuple):
@@ -86,10 +99,12 @@ class EngineState(NamedTuple):
     taken: int  # frames so far
     units: State
     framing: Tensor | None
-    levels: tuple[Tensor, ...]  # of the last L frames
+    ear: State  # of the codec's encoder, where guidance asks
+    levels: tuple[tuple[Tensor, Tensor | None], ...]  # of the last L frames: level, and what the codec hears
     register: State
     queue: tuple[Heard, ...]  # the last d + 1 frames, for the model's delay, or WARM_UP, for the next voice
     lm: LMState
+    way: Way | None
     codec: State
 
     def clone(self) -> EngineState:
@@ -106,7 +121,9 @@ class Engine:
             lm = copy.copy(lm)
             lm.config = replace(lm.config, context=settings.context)
         self.codec, self.units, self.lm, self.settings = codec, units, lm, settings
-        self.crowd = crowd if settings.guidance > 0 else None
+        self.steers = steerable(codec, lm)
+        self.leads = self.steers and settings.guidance + settings.keep > 0
+        self.crowd = crowd if settings.guidance > 0 and not self.steers else None
         self.rate, self.hop = units.config.sample_rate, units.config.hop
         self.out_rate = codec.config.sample_rate
         self.out_hop = self.hop * self.out_rate // self.rate
@@ -141,7 +158,7 @@ class Engine:
     def start(self) -> EngineState:
         """A fresh stream."""
         codec = self.codec.begin(self.voice.codes[None, :, : self.lm.config.n_codebooks].long())
-        return EngineState(0, None, None, (), None, (), self.prompted(), codec)
+        return EngineState(0, None, None, None, (), None, (), self.prompted(), None, codec)
 
     @torch.inference_mode()
     def take_over(self, s: EngineState) -> EngineState:
@@ -155,7 +172,7 @@ class Engine:
         again = _last(s.queue, min(said, WARM_UP))
         for due, frame in enumerate(again, said - len(again)):
             _, lm = self._speak(frame, lm, self._codes_of(due))
-        return s._replace(lm=lm)
+        return s._replace(lm=lm, way=None)
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, state: EngineState) -> tuple[Tensor, EngineState]:
@@ -170,15 +187,17 @@ class Engine:
     def _frame(self, x: Tensor, s: EngineState) -> tuple[Tensor, EngineState]:
         delay = self.settings.delay
         frames, framing = self.codec.framing(x, s.framing)
-        levels = (*s.levels, self.codec.level(frames))
+        vector, ear = self.codec.hear(frames, s.ear) if self.leads else (None, None)  # type: ignore[operator]
+        levels = (*s.levels, (self.codec.level(frames), vector))
         heard, units = self.units(x, s.units)
-        s = s._replace(taken=s.taken + 1, framing=framing, units=units, levels=_last(levels, self.lookahead))
+        s = s._replace(taken=s.taken + 1, framing=framing, units=units, ear=ear, levels=_last(levels, self.lookahead))
         silence = x.new_zeros(x.shape[0], self.out_hop)
         if s.taken <= self.lookahead:
             return silence, s
-        f0, periodicity, level = prosody.dequantise(prosody.quantise(heard.f0, heard.periodicity, levels[0]))
+        level, vector = levels[0]
+        f0, periodicity, level = prosody.dequantise(prosody.quantise(heard.f0, heard.periodicity, level))
         own, register = self.register(f0, periodicity, s.register)
-        now = Heard(Source(heard.content, heard.expression, f0, periodicity, level), own)
+        now = Heard(Source(heard.content, heard.expression, f0, periodicity, level), own, vector)
         queue = _last((*s.queue, now), max(delay + 1, WARM_UP))
         s = s._replace(register=register, queue=queue)
         t = s.taken - 1 - self.lookahead - delay  # the frame that is due
@@ -186,9 +205,18 @@ class Engine:
             return silence, s
         n = self._codes_of(t)
         codes, lm = self._speak(now, s.lm, n)
-        due = _times(self._moved(queue[-1 - delay]), n)
-        y, codec = self.codec.decode(codes, due.f0, due.periodicity, due.level, s.codec, self.settings.seed)
-        return y, s._replace(lm=lm, codec=codec)
+        due, vector, way = _times(self._moved(queue[-1 - delay]), n), queue[-1 - delay].vector, s.way
+        said, way = self._steered(codes, vector, due.periodicity, way) if self.steers else (codes, None)
+        y, codec = self.codec.decode(said, due.f0, due.periodicity, due.level, s.codec, self.settings.seed)
+        return y, s._replace(lm=lm, way=way, codec=codec)
+
+    def _steered(
+        self, weights: Tensor, own: Tensor | None, periodicity: Tensor, way: Way | None
+    ) -> tuple[Tensor, Way | None]:
+        """Weights of codes of a frame -> vectors of the codec: mixed, mended, and led away from the source's own."""
+        c = self.settings
+        said = mend(self.codec.quantiser.decode(weights), self.voice.fit, c.fit)
+        return (said, None) if own is None else lead(said, own, periodicity, way, c.guidance, c.keep)
 
     def _codes_of(self, t: int) -> int:
         """Code frames that unit frame t covers."""

@@ -26,6 +26,8 @@ from vivavoce.core.checkpoint import read_json
 from vivavoce.core.errors import AudioError, CheckpointError, VivavoceError
 from vivavoce.core.resample import resample
 from vivavoce.engine import Settings
+from vivavoce.fit import mend
+from vivavoce.guidance import steerable
 from vivavoce.lm import Source
 from vivavoce.lm.translator import Bounds, Pieces, Translator
 from vivavoce.stream import limit
@@ -100,6 +102,8 @@ class TranslationMode:
             lm = changer.lm.start(voice.source(), voice.codes[None].long(), prompt)
             codes, _ = changer.lm.generate(Source(*(t[:, ahead] for t in new)), lm, settings.seed,
                                            settings.temperature, settings.delay, settings.guidance)  # fmt: skip
+            if steerable(changer.codec, changer.lm):
+                codes = mend(changer.codec.quantiser.decode(codes), voice.fit, settings.fit)
             # one frame more closes the overlap; it repeats the last and is cut off
             more = torch.cat((torch.arange(len(said)), torch.tensor([len(said) - 1])))
             y, _ = changer.codec.decode(codes[:, more], new.f0[:, more], new.periodicity[:, more],

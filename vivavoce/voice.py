@@ -29,6 +29,8 @@ class Voice:
         register: the speaker's mean pitch in Hz (geometric, over voiced frames).
         tokeniser: fingerprint of the models that made the units and codes.
         licence, consent, note: free text that travels with the file.
+        fit: what the language model misses of this voice (vivavoce.fit), [d + 1, d]; None where nothing was fitted.
+        fitted: fingerprint of the language model that `fit` mends.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Voice:
     licence: str = ""
     consent: str = ""
     note: str = ""
+    fit: Tensor | None = None
+    fitted: str = ""
 
     @property
     def frames(self) -> int:
@@ -60,9 +64,11 @@ class Voice:
         """Write one safetensors file, atomically. Raises CheckpointError when that cannot be done."""
         meta = {"format": str(VOICE_FORMAT), "kind": "vivavoce-voice", "name": self.name,
                 "register": repr(self.register), "tokeniser": self.tokeniser, "licence": self.licence,
-                "consent": self.consent, "note": self.note}  # fmt: skip
+                "consent": self.consent, "note": self.note, "fitted": self.fitted}  # fmt: skip
         tensors = {"content": self.content.to(torch.int32), "expression": self.expression.to(torch.uint8),
                    "prosody": self.prosody.to(torch.int16), "codes": self.codes.to(torch.int16)}  # fmt: skip
+        if self.fit is not None:
+            tensors["fit"] = self.fit.half()
         try:
             save_tensors(path, tensors, meta)
         except (OSError, SafetensorError) as e:  # the latter is how safetensors tells of a full disk
@@ -84,5 +90,7 @@ class Voice:
             raise CheckpointError(f"{path}: incomplete voice file ({e})") from None
         if not (math.isfinite(register) and 20 < register < 2000):
             raise CheckpointError(f"{path}: impossible pitch register {register} Hz")
-        name, tokeniser, *words = (meta.get(k, "") for k in ("name", "tokeniser", "licence", "consent", "note"))
-        return cls(name, content, expression, units, codes, register, tokeniser, *words)
+        words = {k: meta.get(k, "") for k in ("name", "tokeniser", "licence", "consent", "note", "fitted")}
+        fit = tensors["fit"].float() if "fit" in tensors else None
+        return cls(content=content, expression=expression, prosody=units, codes=codes, register=register, fit=fit,
+                   **words)  # fmt: skip

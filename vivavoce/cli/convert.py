@@ -41,6 +41,11 @@ def add(commands: Commands) -> None:
     c.add_argument("--seed", type=int, default=0, help="of all randomness (default 0)")
     c.add_argument("--guidance", type=float, metavar="G",
                    help="0 to 5: more likeness to the voice, less clear words (default: as tuned)")
+    c.add_argument("--fit", type=float, metavar="SHARE",
+                   help="0 to 1: of what was fitted to the voice's own reference (default: as tuned)")
+    c.add_argument("--keep", type=float, metavar="SHARE",
+                   help="0 to 1: of the source's own fast movements; clearer words, more of laughs and breath, less "
+                        "likeness (default: as tuned)")  # fmt: skip
     c.add_argument("--temperature", type=float, metavar="T",
                    help="of sampling; 0 always takes the likeliest; for autoregressive models, "
                         "which the embedded one is not (default: as tuned)")  # fmt: skip
@@ -100,7 +105,7 @@ def convert(args: argparse.Namespace) -> int:
     from vivavoce.engine import Settings
 
     pitch = args.source_pitch if isinstance(args.source_pitch, float) else None
-    given = {k: v for k in ("temperature", "guidance") if (v := getattr(args, k)) is not None}
+    given = {k: v for k in ("temperature", "guidance", "fit", "keep") if (v := getattr(args, k)) is not None}
     settings = Settings(args.seed, delay=args.delay, transpose=args.transpose, source_register=pitch, **given)
     changer = load(args.model, threads=args.threads)
     voice = changer.voice(args.voice)

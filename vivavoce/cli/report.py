@@ -58,6 +58,8 @@ def add(commands: Commands) -> None:
     run.add_argument("--limit", type=positive, metavar="N", help="clips of each kind, evenly over speakers")
     run.add_argument("--seed", type=int, default=0, help="of sampling and of every choice (default 0)")
     run.add_argument("--guidance", type=float, metavar="G", help="see vivavoce convert")
+    run.add_argument("--fit", type=float, metavar="SHARE", help="see vivavoce convert")
+    run.add_argument("--keep", type=float, metavar="SHARE", help="see vivavoce convert")
     run.add_argument("--temperature", type=float, metavar="T", help="see vivavoce convert")
     run.add_argument("--delay", type=int, metavar="FRAMES", help="see vivavoce convert")
     run.add_argument("--threads", type=positive, default=1, help="CPU threads (default 1)")
@@ -129,7 +131,7 @@ def _converted(args: argparse.Namespace, out: Path) -> Material:
     from vivavoce.engine import Settings
     from vivavoce.material import convert
 
-    given = {k: v for k in ("guidance", "temperature", "delay") if (v := getattr(args, k)) is not None}
+    given = {k: v for k in ("guidance", "fit", "keep", "temperature", "delay") if (v := getattr(args, k)) is not None}
     settings = Settings(args.seed, **given)
     voices = [v.strip() for v in args.voice.split(",") if v.strip()] if args.voice else []
     corpus = _corpus(args, out)
