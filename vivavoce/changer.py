@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from importlib import resources
@@ -13,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vivavoce.codec import Codec, VoiceCodec, load_codec
+from vivavoce.codec import VoiceCodec, load_codec
 from vivavoce.core import int8
 from vivavoce.core.audio import BLOCK_SECONDS, mono_blocks, open_audio
 from vivavoce.core.checkpoint import FORMAT_VERSION, read_json, resolve_folder
 from vivavoce.core.errors import AudioError, CheckpointError, ConfigError, VivavoceError
 from vivavoce.core.resample import resample
 from vivavoce.engine import Engine, Settings
-from vivavoce.fit import fit
-from vivavoce.guidance import steerable
+from vivavoce.fit import PIECE, fit, say, scale_of
+from vivavoce.guidance import Way, look, steerable
 from vivavoce.lm import Source, VoiceLM
 from vivavoce.stream import Stream, limit
 from vivavoce.units import HubertUnits, UnitEncoder, load_units, prosody
@@ -170,23 +171,14 @@ class Changer:
         heard = level > max(float(level.max()) - 35.0, -58.0)
         if int(heard.sum()) < codes_of(25):
             raise AudioError(f"{label}: silent (or nearly); give 3 to 10 s of speech")
-        found = self._fit(x, Source(*(t[None] for t in (content, expression, f0, periodicity, level))), codes[None])
+        codec: Any = self.codec
+        found = fit(codec, self.lm, *self._heard(x)) if steerable(codec, self.lm) else None
         keep = torch.nn.functional.max_pool1d(heard[None].float(), 11, 1, 5)[0] > 0
         content, expression, units, codes = (t[keep] for t in (content, expression, units, codes))
         best = _loudest(level[keep], codes_of(PROMPT_FRAMES))
         return Voice(name or Path(label).stem, content[best], expression[best], units[best], codes[best],
                      prosody.mean_register(f0, periodicity), self.tokeniser, licence, consent, note, found,
                      self.speaker)  # fmt: skip
-
-    @torch.inference_mode()
-    def _fit(self, x: Tensor, source: Source, codes: Tensor) -> Tensor | None:
-        """What the language model misses of a reference of samples [n]; None where it cannot be mended."""
-        codec = self.codec
-        if not steerable(codec, self.lm):
-            return None
-        assert isinstance(codec, Codec)
-        frames, _ = codec.framing(torch.nn.functional.pad(x, (0, -len(x) % codec.config.hop))[None])
-        return fit(codec, self.lm, source, codes, codec.hear(frames)[0])
 
     @torch.inference_mode()
     def preview(self, voice: str | Path | Voice) -> tuple[Tensor, int]:
@@ -197,7 +189,8 @@ class Changer:
         return limit(y[0, self.codec.late * self.codec.config.hop :]), self.codec.config.sample_rate
 
     def stream(self, voice: str | Path | Voice, rate: int = 16000, settings: Settings | None = None, *,
-               chunk: float | None = None, context: float | None = None, **options: Any) -> Stream:  # fmt: skip
+               chunk: float | None = None, context: float | None = None, way: Way | None = None,
+               **options: Any) -> Stream:  # fmt: skip
         """Open a live conversion; many streams may share one changer.
 
         Args:
@@ -205,6 +198,7 @@ class Changer:
             chunk: seconds that will be pushed at a time. Any other push does as well: only `stream.latency` asks.
             context: seconds of the recent past that the language model attends to, beside the voice prompt; by
                 default all that the model has. See `Settings.context`.
+            way: what is known of the source's own voice beforehand (vivavoce.guidance); a stream learns it else.
             options: any field of `Settings`, such as `delay=2` or `seed=1`.
 
         Raises:
@@ -226,12 +220,43 @@ class Changer:
         if (settings.context or 1) > most:
             raise ConfigError(f"context {settings.context} frames: this model has {most}")
         parts = self._live_codec, self._live_units, self._live_lm
-        engine = Engine(*parts, self.voice(voice), settings, self.crowd)
+        engine = Engine(*parts, self.voice(voice), settings, self.crowd, way)
         return Stream(engine, rate, chunk, self.voice)
 
     def scan_register(self, path: str | Path) -> float:
         """Pitch register in Hz of a recording's first minute (see units.prosody.speaking_register)."""
         return self._register_of(mono_blocks(path), self._rate(path))
+
+    @torch.inference_mode()
+    def _scan(
+        self, blocks: Iterator[Tensor], rate: int, voice: Voice, settings: Settings
+    ) -> tuple[Settings, Way | None]:
+        """Hear a source's first minute: `settings` with its register, and its voice as against `voice`."""
+        x = _first(blocks, round(SCAN_SECONDS * rate))
+        register = self._register_of(iter([x]), rate)
+        settings = replace(settings, source_register=register)
+        if not steerable(self.codec, self.lm) or not settings.guidance + settings.keep:
+            return settings, None
+        inner = self.units.config.sample_rate
+        y = resample(x[None, : round(MAX_SECONDS * rate)], rate, inner)[0]
+        source, _, own = self._heard(y)
+        higher = math.log2(voice.register / register) + settings.transpose / 12.0
+        source = source._replace(f0=source.f0 * 2.0**higher)
+        pieces = torch.arange(own.shape[1]).split(PIECE)
+        prompt = voice.source(), voice.codes[None].long()
+        codec: Any = self.codec
+        said = torch.cat([say(codec, self.lm, prompt, source, piece, settings.delay) for piece in pieces], 1)
+        return settings, look(said[0], own[0], source.periodicity[0], scale_of(codec))
+
+    @torch.inference_mode()
+    def _heard(self, x: Tensor) -> tuple[Source, Tensor, Tensor]:
+        """16 kHz samples [n] -> units of T frames, codes [1, T, K], and what the codec hears, vectors [1, T, d]."""
+        codec: Any = self.codec
+        content, expression, units, codes = self.tokenise(x)
+        f0, periodicity, level = prosody.dequantise(units)
+        frames, _ = codec.framing(torch.nn.functional.pad(x, (0, -len(x) % codec.config.hop))[None])
+        source = Source(*(t[None] for t in (content, expression, f0, periodicity, level)))
+        return source, codes[None], codec.hear(frames)[0]
 
     @torch.inference_mode()
     def _register_of(self, blocks: Iterator[Tensor], rate: int) -> float:
@@ -253,10 +278,11 @@ class Changer:
     def open(self, path: str | Path, voice: str | Path | Voice, settings: Settings | None = None,
              scan: bool = True) -> Stream:  # fmt: skip
         """A stream for a file, at its rate; see `convert_blocks`."""
-        settings = settings or Settings()
+        settings, found, rate = settings or Settings(), self.voice(voice), self._rate(path)
+        way = None
         if settings.source_register is None and scan:
-            settings = replace(settings, source_register=self.scan_register(path))
-        return self.stream(voice, self._rate(path), settings)
+            settings, way = self._scan(mono_blocks(path), rate, found, settings)
+        return self.stream(found, rate, settings, way=way)
 
     def convert_blocks(self, path: str | Path, voice: str | Path | Voice, settings: Settings | None = None,
                        seconds: float = BLOCK_SECONDS, scan: bool = True) -> Iterator[Tensor]:  # fmt: skip
@@ -264,7 +290,8 @@ class Changer:
 
         Args:
             seconds: of audio pushed at a time; the result is the same with any.
-            scan: where no `source_register` is given, hear the file's first minute for it beforehand.
+            scan: where no `source_register` is given, hear the file's first minute for it beforehand, and the first
+                half of that for the source's voice.
         """
         stream = self.open(path, voice, settings, scan)
         for block in mono_blocks(path, seconds):
@@ -287,11 +314,10 @@ class Changer:
             raise AudioError("convert: samples need their rate in Hz")
         if source.ndim != 1 or len(source) == 0:
             raise AudioError(f"convert takes mono samples of shape [n], n > 0, got {tuple(source.shape)}")
-        settings = settings or Settings()
+        settings, found, way = settings or Settings(), self.voice(voice), None
         if settings.source_register is None and bool(torch.isfinite(source).all()):
-            register = self._register_of(iter([source.float()]), rate)
-            settings = replace(settings, source_register=register)
-        stream = self.stream(voice, rate, settings)
+            settings, way = self._scan(iter([source.float()]), rate, found, settings)
+        stream = self.stream(found, rate, settings, way=way)
         return torch.cat((stream.push(source), stream.flush())), rate
 
 

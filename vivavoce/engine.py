@@ -21,8 +21,8 @@ from torch import Tensor
 from vivavoce.codec import VoiceCodec
 from vivavoce.core.errors import ConfigError
 from vivavoce.core.layers import State
-from vivavoce.fit import mend
-from vivavoce.guidance import Way, lead, steerable
+from vivavoce.fit import mend, scale_of
+from vivavoce.guidance import Way, begin, lead, steerable
 from vivavoce.lm import LMState, Source, VoiceLM
 from vivavoce.units import HubertUnits, UnitEncoder, prosody
 from vivavoce.units.prosody import Register
@@ -43,8 +43,8 @@ class Settings:
             with a crowd prompt; ignored by others.
         fit: share of what was fitted to the voice's reference (vivavoce.fit) that is used, 0 to 1; voices without a fit
             are spoken as the language model has them.
-        keep: share of the source's own fast spectral movement that is kept as it is, 0 to 1: clearer words, more of
-            laughs and breath, less likeness. Ignored by autoregressive models and EnCodec.
+        keep: share of the source's own sound that its voice does not explain which is kept, 0 to 1: clearer words, more
+            of laughs and breath, less likeness. Ignored by autoregressive models and EnCodec.
         delay: extra look-ahead of the language model in frames of 20 ms.
         transpose: semitones added to the output's pitch.
         source_register: the source's mean pitch in Hz where it is known beforehand; else it is learnt
@@ -61,7 +61,7 @@ class Settings:
     temperature: float = 0.2
     guidance: float = 0.5
     fit: float = 1.0
-    keep: float = 0.0
+    keep: float = 0.5
     delay: int = 1
     transpose: float = 0.0
     source_register: float | None = None
@@ -116,13 +116,16 @@ class Engine:
     """units -> lm -> codec for one voice; holds no state of a stream, only what the model makes of the prompt."""
 
     def __init__(self, codec: VoiceCodec, units: UnitEncoder | HubertUnits, lm: VoiceLM, voice: Voice,
-                 settings: Settings, crowd: Voice | None = None) -> None:  # fmt: skip
+                 settings: Settings, crowd: Voice | None = None, way: Way | None = None) -> None:  # fmt: skip
+        """`way`: what is known of the source's own voice beforehand, as against `voice`."""
         if settings.context is not None:  # the ring is as long as the model's config says: same weights, other ring
             lm = copy.copy(lm)
             lm.config = replace(lm.config, context=settings.context)
         self.codec, self.units, self.lm, self.settings = codec, units, lm, settings
         self.steers = steerable(codec, lm)
         self.leads = self.steers and settings.guidance + settings.keep > 0
+        self.scale = scale_of(codec) if self.leads else None  # type: ignore[arg-type]
+        self.way = way if way is not None or not self.leads else begin(1, len(self.scale.centre))  # type: ignore[union-attr]
         self.crowd = crowd if settings.guidance > 0 and not self.steers else None
         self.rate, self.hop = units.config.sample_rate, units.config.hop
         self.out_rate = codec.config.sample_rate
@@ -139,6 +142,7 @@ class Engine:
     def to(self, voice: Voice) -> Engine:
         """The same chain for another voice."""
         other = copy.copy(self)
+        other.way = begin(1, len(self.scale.centre)) if self.scale is not None else None
         other._address(voice)
         return other
 
@@ -158,7 +162,7 @@ class Engine:
     def start(self) -> EngineState:
         """A fresh stream."""
         codec = self.codec.begin(self.voice.codes[None, :, : self.lm.config.n_codebooks].long())
-        return EngineState(0, None, None, None, (), None, (), self.prompted(), None, codec)
+        return EngineState(0, None, None, None, (), None, (), self.prompted(), self.way, codec)
 
     @torch.inference_mode()
     def take_over(self, s: EngineState) -> EngineState:
@@ -172,7 +176,7 @@ class Engine:
         again = _last(s.queue, min(said, WARM_UP))
         for due, frame in enumerate(again, said - len(again)):
             _, lm = self._speak(frame, lm, self._codes_of(due))
-        return s._replace(lm=lm, way=None)
+        return s._replace(lm=lm, way=self.way)
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, state: EngineState) -> tuple[Tensor, EngineState]:
@@ -214,9 +218,12 @@ class Engine:
         self, weights: Tensor, own: Tensor | None, periodicity: Tensor, way: Way | None
     ) -> tuple[Tensor, Way | None]:
         """Weights of codes of a frame -> vectors of the codec: mixed, mended, and led away from the source's own."""
-        c = self.settings
-        said = mend(self.codec.quantiser.decode(weights), self.voice.fit, c.fit)
-        return (said, None) if own is None else lead(said, own, periodicity, way, c.guidance, c.keep)
+        c, said = self.settings, self.codec.quantiser.decode(weights)
+        mended = mend(said, self.voice.fit, c.fit)
+        if own is None or way is None or self.scale is None:
+            return mended, None
+        more, way = lead(said, own, periodicity, way, self.scale, c.guidance, c.keep)
+        return mended + more, way
 
     def _codes_of(self, t: int) -> int:
         """Code frames that unit frame t covers."""

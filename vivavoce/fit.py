@@ -9,6 +9,7 @@ are enough, no weights are trained, and a frame costs one small matrix product.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ PIECE = 150  # frames, at most, of a prompt and of what is said by it
 
 
 @torch.inference_mode()
+@torch.inference_mode()
 def fit(codec: Codec, lm: VoiceLM, source: Source, codes: Tensor, own: Tensor, delay: int = 1) -> Tensor:
     """Fit a voice.
 
@@ -36,32 +38,55 @@ def fit(codec: Codec, lm: VoiceLM, source: Source, codes: Tensor, own: Tensor, d
     Returns:
         map [d + 1, d]: `mend` applies it.
     """
-    t, k = codes.shape[1], lm.config.n_codebooks
-    books = torch.stack([b.vectors for b in codec.quantiser.books[:k]])  # type: ignore[misc,union-attr]
+    t = codes.shape[1]
     pieces = torch.arange(t).tensor_split(max(2, math.ceil(t / PIECE)))
-    said = []
-    for piece, other in zip(pieces, (*pieces[1:], pieces[0])):
-        ahead, now = (piece + delay).clamp_max(t - 1), codes[:, piece, :k]
-        prompt = Source(*(x[:, other] for x in source)), codes[:, other, :k]
-        _, mean = lm(*prompt, Source(*(x[:, ahead] for x in source)), now, now, delay, books)
-        said.append(mean)
+    prompts = [(Source(*(x[:, i] for x in source)), codes[:, i]) for i in (*pieces[1:], pieces[0])]
+    said = torch.cat([say(codec, lm, p, source, i, delay) for i, p in zip(pieces, prompts)], 1)
     heard = (source.periodicity > 0.5) | (source.level > source.level.max() - 35.0)
-    return _ridge(codec, torch.cat(said, 1)[0], own[0], heard[0].double())
+    return _ridge(codec, said[0], own[0], heard[0].double())
+
+
+def say(codec: Codec, lm: VoiceLM, prompt: tuple[Source, Tensor], source: Source, frames: Tensor, delay: int) -> Tensor:
+    """What a voice (a prompt's units and its codes) says of some frames [n] of a source, at once: vectors [1, n, d]."""
+    k, t = lm.config.n_codebooks, source.content.shape[1]
+    books = torch.stack([b.vectors for b in codec.quantiser.books[:k]])  # type: ignore[misc,union-attr]
+    ahead = Source(*(x[:, (frames + delay).clamp_max(t - 1)] for x in source))
+    codes = torch.zeros(1, len(frames), k, dtype=torch.int64)  # no past and no target: neither plays a part in vectors
+    _, mean = lm(prompt[0], prompt[1][..., :k], ahead, codes, codes, delay, books)
+    assert mean is not None
+    return mean
+
+
+class Scale(NamedTuple):
+    """Where the codec's vectors lie and how far they spread, roughly, float64 [d] each."""
+
+    centre: Tensor
+    spread: Tensor
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Vectors [..., d] -> float64 [..., d + 1], of zero mean, unit variance and with a constant."""
+        return torch.nn.functional.pad((vectors.double() - self.centre) / self.spread, (0, 1), value=1.0)
+
+
+def scale_of(codec: Codec) -> Scale:
+    """By the codec's first codebook, and how often its vectors were used."""
+    first = codec.quantiser.books[0]
+    assert isinstance(first, Codebook)
+    use, vectors = first.counts[:, None].double() / first.counts.sum(), first.vectors.double()
+    centre = (use * vectors).sum(0)
+    return Scale(centre, (use * (vectors - centre).square()).sum(0).sqrt().clamp_min(1e-3))
+
+
+def penalty(d: int) -> Tensor:
+    """Of a map's rows, in frames: float64 [d + 1]."""
+    return torch.tensor([RIDGE] * d + [STEADY], dtype=torch.float64)
 
 
 def _ridge(codec: Codec, said: Tensor, own: Tensor, weight: Tensor) -> Tensor:
-    first = codec.quantiser.books[0]  # where vectors lie and how far they spread, roughly
-    assert isinstance(first, Codebook)
-    said, own, vectors = said.double(), own.double(), first.vectors.double()
-    use = first.counts[:, None].double() / first.counts.sum()
-    centre = (use * vectors).sum(0)
-    spread = (use * (vectors - centre).square()).sum(0).sqrt().clamp_min(1e-3)
-    x = torch.nn.functional.pad((said - centre) / spread, (0, 1), value=1.0)
-    penalty = torch.full((x.shape[1],), RIDGE, dtype=x.dtype)
-    penalty[-1] = STEADY
-    w = weight[:, None]
-    found = torch.linalg.solve((w * x).T @ x + penalty.diag(), (w * x).T @ (own - said))
-    slopes, offset = found[:-1] / spread[:, None], found[-1] - (centre / spread) @ found[:-1]
+    scale, w = scale_of(codec), weight[:, None]
+    x = scale(said)
+    found = torch.linalg.solve((w * x).T @ x + penalty(said.shape[1]).diag(), (w * x).T @ (own - said).double())
+    slopes, offset = found[:-1] / scale.spread[:, None], found[-1] - (scale.centre / scale.spread) @ found[:-1]
     return torch.cat((slopes, offset[None])).float()
 
 

@@ -1,9 +1,10 @@
-"""Guidance away from the source's own sound. A voice is slow, words are fast.
+"""Guidance away from the source's own voice, and what is kept of its words.
 
-What the codec's encoder hears of a source differs from what the language model says of it by the way from the one voice
-to the other and, frame by frame, by what the units do not tell of the words. The mean of the difference over the last
-seconds of voice is the way alone: going on along it gives more likeness. What is left of the difference is mostly
-words, and something of the voice: going back along it gives clearer words, and the source's breath, creak and laughter.
+What the codec's encoder hears of a source differs from what the language model says of it in the voice, and in what the
+units do not tell of the words. The voice can be told from what is said: a running affine map (recursive least squares;
+the same map as in vivavoce.fit, here from the target's voice to the source's) predicts the difference. Going on away
+from what it predicts gives more likeness. What it does not predict is mostly words, and breath, creak and laughter:
+some of that is put back. A map of little voice is little believed.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 
 from vivavoce.codec import Codec, VoiceCodec
+from vivavoce.fit import Scale, penalty
 from vivavoce.lm import VoiceLM
 
-KEPT = 0.5 ** (1 / 50)  # of the mean, a voiced frame: half of it in a second of voice
-UNSURE = 5.0  # voiced frames, as many as the mean begins with at zero
+VOICED = 0.5  # periodicity from which a frame has a voice
+SURE = 100.0  # voiced frames after which half of what is kept in the end is kept
 
 
 def steerable(codec: VoiceCodec, lm: VoiceLM) -> bool:
@@ -26,31 +28,49 @@ def steerable(codec: VoiceCodec, lm: VoiceLM) -> bool:
 
 
 class Way(NamedTuple):
-    """The way from the source's voice so far, of a stream: a weighted sum of vectors, and the weights' sum."""
+    """The way from what is said to the source, as far as a stream knows it."""
 
-    total: Tensor  # [B, 1, d]
-    weight: Tensor  # [B, 1, 1]
+    found: Tensor  # float64 [B, d + 1, d], the map
+    spread: Tensor  # float64 [B, d + 1, d + 1], how unsure it is: the inverse of what was seen, penalty included
+    seen: Tensor  # [B, 1, 1], voiced frames
 
 
-def lead(said: Tensor, own: Tensor, periodicity: Tensor, way: Way | None, guidance: float,
+def begin(rows: int, d: int) -> Way:
+    """Nothing is known."""
+    spread = torch.diag(1.0 / penalty(d)).expand(rows, -1, -1)
+    return Way(spread.new_zeros(rows, d + 1, d), spread, spread.new_zeros(rows, 1, 1))
+
+
+def look(said: Tensor, own: Tensor, periodicity: Tensor, scale: Scale) -> Way:
+    """What a stretch of a source says beforehand: vectors [T, d] and periodicity [T], as `lead` would learn them one by
+    one."""
+    x, voiced = scale(said), (periodicity > VOICED).double()[:, None]
+    spread = torch.linalg.inv((voiced * x).T @ x + penalty(said.shape[1]).diag())
+    found = spread @ (voiced * x).T @ (own - said).double()
+    return Way(found[None], spread[None], voiced.sum().reshape(1, 1, 1))
+
+
+def lead(said: Tensor, own: Tensor, periodicity: Tensor, way: Way, scale: Scale, guidance: float,
          keep: float) -> tuple[Tensor, Way]:  # fmt: skip
-    """One frame of the codec's vectors, led away from the source's.
+    """How one frame of the codec's vectors is to be moved.
 
     Args:
         said: what the language model says [B, 1, d].
         own: what the codec hears of the same frame of the source [B, 1, d].
         periodicity: of that frame, 0 to 1, [B, 1]: a voice is in voiced frames.
-        way: state; None at the beginning of a stream, or of a voice.
-        guidance: how far to go on along the way: by 1, as far again as the language model went.
-        keep: share of the source's own fast movement that takes the place of what was said, 0 to 1.
+        way: state.
+        scale: of the codec.
+        guidance: how far to go on away from the source's voice: by 1, as far again as the language model went.
+        keep: share of what the map does not predict that is put back, 0 to 1.
 
     Returns:
-        vectors [B, 1, d] and the state.
+        what is to be added to `said`, [B, 1, d], and the state.
     """
-    if way is None:
-        way = Way(torch.zeros_like(said), said.new_full((len(said), 1, 1), UNSURE))
-    voiced = (periodicity > 0.5).to(said.dtype)[..., None]
-    kept = 1.0 - (1.0 - KEPT) * voiced
-    way = Way(kept * way.total + voiced * (said - own), kept * way.weight + voiced)
-    mean = way.total / way.weight
-    return said + guidance * mean + keep * (own + mean - said), way
+    x, missed = scale(said), (own - said).double()
+    voice = x @ way.found
+    more = keep * way.seen / (way.seen + SURE) * (missed - voice) - guidance * voice
+    voiced = (periodicity > VOICED).double()[..., None]
+    gain = way.spread @ x.mT  # [B, d + 1, 1]
+    step = voiced * gain / (1.0 + x @ gain)
+    way = Way(way.found + step @ (missed - voice), way.spread - step @ gain.mT, way.seen + voiced)
+    return more.to(said.dtype), way
