@@ -19,6 +19,7 @@ from vivavoce.fit import Scale, penalty
 from vivavoce.lm import VoiceLM
 
 VOICED = 0.5  # periodicity from which a frame has a voice
+RELAX = 1e-5  # share, a voiced frame, by which a map becomes as unsure as at first: some 60 s of voice are remembered
 SURE = 100.0  # voiced frames after which half of what is kept in the end is kept
 
 
@@ -70,7 +71,9 @@ def lead(said: Tensor, own: Tensor, periodicity: Tensor, way: Way, scale: Scale,
     voice = x @ way.found
     more = keep * way.seen / (way.seen + SURE) * (missed - voice) - guidance * voice
     voiced = (periodicity > VOICED).double()[..., None]
-    gain = way.spread @ x.mT  # [B, d + 1, 1]
+    first = torch.diag(1.0 / penalty(said.shape[-1]))
+    spread = way.spread + RELAX * voiced * (first - way.spread)  # so a stream of hours follows who speaks now
+    gain = spread @ x.mT  # [B, d + 1, 1]
     step = voiced * gain / (1.0 + x @ gain)
-    way = Way(way.found + step @ (missed - voice), way.spread - step @ gain.mT, way.seen + voiced)
+    way = Way(way.found + step @ (missed - voice), spread - step @ gain.mT, way.seen + voiced)
     return more.to(said.dtype), way
