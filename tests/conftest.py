@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ hypothesis.settings.register_profile(
     "seeded", derandomize=True, deadline=None, database=None, max_examples=25
 )
 hypothesis.settings.load_profile("seeded")
+
+# a shell starts what runs in its background deaf to interrupts, and its children inherit that: tests interrupt some
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

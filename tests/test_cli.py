@@ -204,11 +204,7 @@ def test_raw_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def process(model: Path, *args: object, **kw: object) -> subprocess.Popen:
     command = [sys.executable, "-m", "vivavoce", *map(str, args), "--model", str(model)]
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **kw}
-
-    def hears_interrupts() -> None:  # a shell starts what runs in its background deaf to them, and so are its children
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(command, preexec_fn=hears_interrupts, **streams)  # type: ignore[call-overload]
+    return subprocess.Popen(command, **streams)  # type: ignore[call-overload]
 
 
 def test_raw_is_live(model: Path) -> None:
