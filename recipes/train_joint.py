@@ -4,8 +4,7 @@
 model's loss reaches the encoder: its rounding lets gradients through, so content and expression come to hold what the
 target's codes need of a sound, recognised or not. What keeps the speaker out is what keeps it out there: the encoder
 hears a perturbed spectrum, the target is the clean clip, and the voice is in the prompt. What comes through of a voice
-all the same, critics can be asked to drive out (recipes.critics), and some sources can be what the model itself has
-just made of them in another voice (`echo`). Both go on from trained ones.
+all the same, critics can be asked to drive out (recipes.critics). Both go on from trained ones.
 """
 
 from __future__ import annotations
@@ -18,12 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vivavoce.codec import Codec
 from vivavoce.core.errors import ConfigError
 from vivavoce.lm import Source, VoiceLM
 from vivavoce.recipes.corpus import HOP
 from vivavoce.recipes.critics import Critics, Turns, turned
-from vivavoce.recipes.echo import echo
 from vivavoce.recipes.perturb import perturb, spec_mask
 from vivavoce.recipes.sources import PackSource
 from vivavoce.recipes.tokens import Tokens
@@ -44,7 +41,6 @@ class JointRecipe(LMRecipe):
     mask_bands: int = 10
     mask_steps: int = 10
     leak: float = 0.0  # weight of what a critic that learns beside hears of the source's speaker in conversions
-    echo: float = 0.0  # share of the conversions that critics hear which are turned back: source in place of the clip
 
 
 class JointTrainer(nn.Module):
@@ -67,9 +63,8 @@ class JointTrainer(nn.Module):
 
     def forward(self, wave: Tensor, prompt_wave: Tensor, prompt: Source, prompt_codes: Tensor, source: Source,
                 past: Tensor, target: Tensor, delay: int, books: Tensor | None, change: tuple[float, float, float],
-                masks: tuple[int, int], mask: Tensor, turns: Turns | None = None, who: Tensor | None = None,
-                back: tuple[Codec, float] | None = None
-                ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:  # fmt: skip
+                masks: tuple[int, int], mask: Tensor, turns: Turns | None = None,
+                who: Tensor | None = None) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:  # fmt: skip
         """VoiceLM.forward, with the units of `prompt` and `source` read anew from waveforms [B, (T + lookahead) * hop],
         and what the ears say (`doubt`).
 
@@ -79,55 +74,29 @@ class JointTrainer(nn.Module):
             mask: which frames [B, T] count.
             turns: which rows to say in the voices of which; without, each in its own.
             who: speakers [B], for the ears.
-            back: a codec, and the share of conversions that take their clips' place as sources (recipes.echo).
         """
         enc = self.encoder
         with torch.no_grad():
-            content, expression = enc.read(enc.spectra(prompt_wave)[0])[0]
+            mel, _ = enc.spectra(prompt_wave)
+            content, expression = enc.read(mel)[0]
             d = enc.config.lookahead
             prompt = prompt._replace(content=content[:, d:], expression=expression[:, d:])
-
-        def heard(wave: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.no_grad():
-                mel, _ = enc.spectra(wave)
-                if any(change):
-                    warp, eq_db, pitch = change
-                    mel = perturb(mel, warp, eq_db, pitch=pitch)
-                if any(masks):
-                    mel = spec_mask(mel, *masks)
-            return self.levels(mel)
-
-        def say(turns: Turns) -> tuple[Tensor, Tensor | None, Source]:
-            p, s = turned(prompt, source, turns)
-            codes, old, new = prompt_codes[turns.prompt], past[turns.source], target[turns.source]
-            return (*self.lm(p, codes, s, old, new, delay, books), s)
-
-        content, expression = heard(wave)
+            mel, _ = enc.spectra(wave)
+            if any(change):
+                warp, eq_db, pitch = change
+                mel = perturb(mel, warp, eq_db, pitch=pitch)
+            if any(masks):
+                mel = spec_mask(mel, *masks)
+        content, expression = self.levels(mel)
         source = source._replace(content=content, expression=expression)
-        if turns is None:
-            nll, mean = self.lm(prompt, prompt_codes, source, past, target, delay, books)
-            return nll, mean, {}
-        own, crossing = (Turns(*(x[part] for x in turns)) for part in (slice(len(wave)), slice(len(wave), None)))
-        parts = []
-        if len(crossing.source):
-            nll, mean, s = say(crossing)
-            parts = [(nll, mean)]
-            if back is not None and mean is not None:
-                codec, share = back
-                some = torch.rand(len(mean), device=mean.device) < share
-                i = crossing.source[some]
-                if len(i):
-                    made = echo(codec, mean[some], Source(*(x[some] for x in s)), delay, wave[i])
-                    levels = (x.index_copy(0, i, y) for x, y in zip((content, expression), heard(made)))
-                    source = source._replace(**dict(zip(("content", "expression"), levels)))
-        nll, mean, _ = say(own)
-        parts.insert(0, (nll, mean))
-        nll = torch.cat([n for n, _ in parts])
-        mean = None if mean is None else torch.cat([m for _, m in parts if m is not None])
-        ears: dict[str, Tensor] = {}
-        if self.ears is not None and who is not None and mean is not None:
-            ears = self.doubt(self.ears, mean, mask, who, turns)
-        return nll, mean, ears
+        if turns is not None:
+            prompt, source = turned(prompt, source, turns)
+            prompt_codes, past, target = prompt_codes[turns.prompt], past[turns.source], target[turns.source]
+        nll, mean = self.lm(prompt, prompt_codes, source, past, target, delay, books)
+        heard: dict[str, Tensor] = {}
+        if self.ears is not None and turns is not None and who is not None:
+            heard = self.doubt(self.ears, mean, mask, who, turns)
+        return nll, mean, heard
 
     @staticmethod
     def doubt(ears: Critics, said: Tensor, mask: Tensor, who: Tensor, turns: Turns) -> dict[str, Tensor]:
@@ -164,8 +133,6 @@ class JointTask(LMTask):
             raise ConfigError(f"pack: {config.tokens} was not made of {config.pack}")
         self.lookahead = encoder.config.lookahead
         super().__init__(config)
-        if config.echo and not (config.critics and isinstance(self.codec, Codec)):
-            raise ConfigError("echo: needs critics=, whose conversions it turns back, and a source-filter codec")
         assert isinstance(self.model, VoiceLM)
         ears = None
         if config.critics and config.leak:  # the ears begin as one of the critics
@@ -207,12 +174,8 @@ class JointTask(LMTask):
         change, masks = (c.warp, c.eq_db, c.pitch_warp), (c.mask_bands, c.mask_steps)
         if not self.model.training:
             change, masks = (0.0, 0.0, 0.0), (0, 0)
-        back = None
-        if c.echo and turns is not None:
-            assert isinstance(self.codec, Codec)
-            back = self.codec.to(codes.device), c.echo
         return model(b["wave"], b["prompt_wave"], prompt, codes, source, b["past"], b["target"], int(b["delay"]), books,
-                     change, masks, b["mask"], turns, b.get("who"), back)  # fmt: skip
+                     change, masks, b["mask"], turns, b.get("who"))  # fmt: skip
 
     def _listen(self, device: torch.device) -> dict[str, float]:
         return {}  # the tokens' units are not this encoder's any more

@@ -50,7 +50,7 @@ def test_much_reference_finds_the_map_and_little_moves_little(changer: Changer) 
 def test_a_reference_is_said_more_like_itself(changer: Changer, voice: Voice) -> None:
     """The reference once more, prompted with the voice as it is in use: with the fit it lies nearer to what it was."""
     x = tiny.voiced(4.0, f0=150.0, seed=1)
-    assert voice.fit is not None and voice.fit.shape == (D + 1, D) and voice.fitted == changer.speaker != ""
+    assert voice.fit is not None and voice.fit.shape == (D + 1, D) and voice.fitted == changer.lm_fingerprint != ""
     content, expression, units, codes = changer.tokenise(x)
     frames, _ = changer.codec.framing(x[None])
     with torch.inference_mode():

@@ -31,7 +31,7 @@ def changer(tmp_path_factory: pytest.TempPathFactory) -> Changer:
 
 def led(said: Tensor, own: Tensor, voiced: Tensor, guidance: float, keep: float) -> tuple[Tensor, Way]:
     """Frames [T, d] one by one: what is added to each, and the state after them."""
-    way, out = begin(1, D), []
+    way, out = begin(D), []
     for s, o, v in zip(said, own, voiced):
         y, way = lead(s[None, None], o[None, None], v[None, None], way, SCALE, guidance, keep)
         out.append(y[0, 0])
@@ -87,7 +87,7 @@ def test_who_speaks_now_is_followed() -> None:
     missed = (moved + (own - said)[::2]).square().mean(1)
     before, after, end = (float(missed[a:b].mean()) for a, b in ((14_000, 15_000), (15_000, 15_100), (17_500, 18_000)))
     assert before < 1e-3 * after and end < 0.2 * after
-    assert torch.linalg.eigvalsh(way.spread[0]).min() > 0
+    assert torch.linalg.eigvalsh(way.covariance[0]).min() > 0
 
 
 @pytest.mark.parametrize("delay", [0, 2])
@@ -160,3 +160,25 @@ def test_a_snapshot_remembers_and_a_new_voice_begins_anew(changer: Changer) -> N
     stream.restore(kept)
     stream.swap("bela")  # what is said is another's now
     assert float(stream.snapshot().state.way.seen) == 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 319, 321, 700])
+def test_a_file_too_short_to_know_anything_of(changer: Changer, n: int) -> None:
+    for rate in (RATE, 48000):
+        assert len(changer.convert(tiny.voiced(0.1)[:n], "ada", rate)[0]) == n
+
+
+def test_what_is_beyond_the_model_is_said_before_anything_is_heard(changer: Changer, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "x.wav", tiny.voiced(0.5).numpy(), RATE)
+    with pytest.raises(ConfigError, match="delay 9: this model takes 0 to 2"):
+        changer.open(tmp_path / "x.wav", "ada", Settings(delay=9))
+
+
+def test_a_pause_forgets_nothing_of_the_source(changer: Changer) -> None:
+    x, stream = tiny.voiced(1.5), changer.stream("ada", RATE)
+    stream.push(x[:8000])
+    stream.pause()
+    stream.push(x[8000:16000])
+    known = stream.snapshot().state.way
+    stream.resume()
+    assert float(known.seen) > 0 and stream.snapshot().state.way is known

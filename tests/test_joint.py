@@ -19,7 +19,6 @@ from vivavoce.lm.model import UnitEmbedding
 from vivavoce.recipes import corpus, tokenise, train_critics, train_joint
 from vivavoce.recipes.corpus import HOP, RATE, PrepareConfig
 from vivavoce.recipes.critics import CriticConfig, Critics, crossed, turned
-from vivavoce.recipes.echo import echo
 from vivavoce.recipes.tokenise import TokeniseConfig
 from vivavoce.recipes.train_critics import CriticRecipe, CriticTask
 from vivavoce.recipes.train_joint import JointRecipe, JointTask
@@ -245,50 +244,3 @@ def test_ears_learn_the_source_and_conversions_learn_to_hide_it(
             optimiser.step()
             heard.append(float(value.detach()))
         assert np.mean(heard[-5:]) < np.mean(heard[:5]), name
-
-
-@pytest.mark.parametrize("delay", [0, 2])
-def test_an_echo_lies_where_its_clip_lay(delay: int) -> None:
-    """Made of the codec's own vectors, pitch and level, it is what the codec decodes; the rest is the clip's."""
-    torch.manual_seed(0)
-    codec, t = Codec(tiny.CODEC).eval(), 12
-    codes, zeros = torch.randint(0, tiny.CODEC.codebook_size, (2, t, 3)), torch.zeros(2, t, dtype=torch.int64)
-    f0, periodicity, level = 100 + 50 * torch.rand(2, t), torch.rand(2, t), -20 + torch.rand(2, t)
-    for x in (f0, periodicity, level):
-        x[:, :3] = x[:, :1]  # what was before the first frame ahead is not known
-    wave, ahead = torch.randn(2, (t + UNITS.lookahead) * HOP), (torch.arange(t) + delay).clamp_max(t - 1)
-    source = Source(zeros, zeros[..., None], *(x[:, ahead] for x in (f0, periodicity, level)))
-    with torch.no_grad():
-        whole, _ = codec.decode(codes, f0, periodicity, level)
-        y = echo(codec, codec.quantiser.decode(codes), source, delay, wave)
-    made = (t - 1 - delay) * HOP
-    torch.testing.assert_close(y[:, :made], whole[:, (1 + delay) * HOP :])
-    assert torch.equal(y[:, made:], wave[:, made:])
-
-
-def test_conversions_come_back_as_sources(
-    made: SimpleNamespace, critics: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was said in another's voice is heard in its clip's place; the targets remain, and silence is not touched."""
-    with pytest.raises(ConfigError, match=r"^echo: needs critics="):
-        JointTask(replace(recipe(made, tmp_path), echo=0.5))
-    task = JointTask(asked(made, tmp_path, critics, echo=1.0, warp=0.0, eq_db=0.0, pitch_warp=0.0, mask_bands=0,
-                           mask_steps=0))  # fmt: skip
-    b, heard = task.batch(np.random.default_rng(1)), []
-    i = crossed(b).source[len(b["who"]) :]
-
-    def silent(codec: Codec, said: torch.Tensor, source: Source, delay: int, wave: torch.Tensor) -> torch.Tensor:
-        assert len(said) == len(i) and torch.equal(wave, b["wave"][i])
-        heard.append(0.5 * wave + 0.01 * torch.randn_like(wave))
-        return heard[-1]
-
-    monkeypatch.setattr(train_joint, "echo", silent)
-    loss, numbers = task.loss(task.model, b)
-    loss.backward()
-    b["wave"][i] = heard[0]
-    plain = JointTask(replace(task.config, echo=0.0))
-    again = plain.loss(plain.model, b)[1]
-    for k in ("error", "nll_0"):  # own voices are said of what came back
-        assert float(numbers[k].detach()) == pytest.approx(float(again[k].detach()), rel=1e-4), k
-    assert float(numbers["who"].detach()) != pytest.approx(float(again["who"].detach()), rel=1e-4)  # others are not
-    assert len(heard) == 1

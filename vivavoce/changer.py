@@ -63,7 +63,7 @@ class Changer:
         quick = precision == "int8" and int8.available()
         live = int8.int8 if quick else (lambda module: module)
         self._live_codec, self._live_units, self._live_lm = live(self.codec), live(self.units), live(self.lm)
-        self.tokeniser, self.speaker = tokeniser, ""  # fingerprints: of codec and units, and of the language model
+        self.tokeniser, self.lm_fingerprint = tokeniser, ""  # of codec and units; of the language model
         self.voices = voices or {}
         self.crowd: Voice | None = None  # a prompt of many voices, which guidance leads away from
 
@@ -87,7 +87,7 @@ class Changer:
         if len(grid) > 1 or not heard or m.n_codebooks > c.n_codebooks or m.codebook_size != c.codebook_size:
             raise CheckpointError(f"{folder}: codec, units and lm do not belong together; fetch the folder anew")
         changer = cls(codec, units, lm, fingerprint(folder), precision=precision)
-        changer.speaker = fingerprint(folder, ("lm",))
+        changer.lm_fingerprint = fingerprint(folder, ("lm",))
         for path in sorted((folder / "voices").glob("*.voice")):
             voice = Voice.load(path)
             changer.voices[voice.name] = voice
@@ -117,7 +117,7 @@ class Changer:
         if found.tokeniser != self.tokeniser:
             raise CheckpointError(f"voice {found.name!r} is of another model; enrol its recording again")
         self._check(found)
-        return found if found.fitted == self.speaker else replace(found, fit=None)
+        return found if found.fitted == self.lm_fingerprint else replace(found, fit=None)
 
     def _check(self, voice: Voice) -> None:
         """Raise CheckpointError if a voice's prompt has shapes or values that the model cannot look up."""
@@ -171,14 +171,16 @@ class Changer:
         heard = level > max(float(level.max()) - 35.0, -58.0)
         if int(heard.sum()) < codes_of(25):
             raise AudioError(f"{label}: silent (or nearly); give 3 to 10 s of speech")
-        codec: Any = self.codec
-        found = fit(codec, self.lm, *self._heard(x)) if steerable(codec, self.lm) else None
+        found = None
+        if steerable(self.codec, self.lm):
+            source = Source(*(t[None] for t in (content, expression, f0, periodicity, level)))
+            found = fit(self.codec, self.lm, source, codes[None], self._own(x))  # type: ignore[arg-type]
         keep = torch.nn.functional.max_pool1d(heard[None].float(), 11, 1, 5)[0] > 0
         content, expression, units, codes = (t[keep] for t in (content, expression, units, codes))
         best = _loudest(level[keep], codes_of(PROMPT_FRAMES))
         return Voice(name or Path(label).stem, content[best], expression[best], units[best], codes[best],
                      prosody.mean_register(f0, periodicity), self.tokeniser, licence, consent, note, found,
-                     self.speaker)  # fmt: skip
+                     self.lm_fingerprint)  # fmt: skip
 
     @torch.inference_mode()
     def preview(self, voice: str | Path | Voice) -> tuple[Tensor, int]:
@@ -215,13 +217,18 @@ class Changer:
                 raise ConfigError(f"context {context} s: this model takes {frame} to {most * frame:g} s")
             options["context"] = round(context / frame)
         settings = replace(settings or Settings(), **options)
-        if settings.delay > self.lm.config.max_delay:
-            raise ConfigError(f"delay {settings.delay}: this model takes 0 to {self.lm.config.max_delay}")
-        if (settings.context or 1) > most:
-            raise ConfigError(f"context {settings.context} frames: this model has {most}")
+        self._check_settings(settings)
         parts = self._live_codec, self._live_units, self._live_lm
         engine = Engine(*parts, self.voice(voice), settings, self.crowd, way)
         return Stream(engine, rate, chunk, self.voice)
+
+    def _check_settings(self, settings: Settings) -> None:
+        """Raise ConfigError for what is beyond this model."""
+        most, context = self.lm.config.max_delay, self.lm.config.context
+        if settings.delay > most:
+            raise ConfigError(f"delay {settings.delay}: this model takes 0 to {most}")
+        if (settings.context or 1) > context:
+            raise ConfigError(f"context {settings.context} frames: this model has {context}")
 
     def scan_register(self, path: str | Path) -> float:
         """Pitch register in Hz of a recording's first minute (see units.prosody.speaking_register)."""
@@ -232,31 +239,28 @@ class Changer:
         self, blocks: Iterator[Tensor], rate: int, voice: Voice, settings: Settings
     ) -> tuple[Settings, Way | None]:
         """Hear a source's first minute: `settings` with its register, and its voice as against `voice`."""
+        self._check_settings(settings)
         x = _first(blocks, round(SCAN_SECONDS * rate))
         register = self._register_of(iter([x]), rate)
         settings = replace(settings, source_register=register)
-        if not steerable(self.codec, self.lm) or not settings.guidance + settings.keep:
+        y = resample(x[None, : round(MAX_SECONDS * rate)], rate, self.units.config.sample_rate)[0]
+        if not steerable(self.codec, self.lm) or not settings.guidance + settings.keep or not len(y):
             return settings, None
-        inner = self.units.config.sample_rate
-        y = resample(x[None, : round(MAX_SECONDS * rate)], rate, inner)[0]
-        source, _, own = self._heard(y)
-        higher = math.log2(voice.register / register) + settings.transpose / 12.0
-        source = source._replace(f0=source.f0 * 2.0**higher)
-        pieces = torch.arange(own.shape[1]).split(PIECE)
-        prompt = voice.source(), voice.codes[None].long()
         codec: Any = self.codec
-        said = torch.cat([say(codec, self.lm, prompt, source, piece, settings.delay) for piece in pieces], 1)
-        return settings, look(said[0], own[0], source.periodicity[0], scale_of(codec))
+        content, expression, units, _ = self.tokenise(y)
+        f0, periodicity, level = prosody.dequantise(units[None])
+        f0 = f0 * 2.0 ** (math.log2(voice.register / register) + settings.transpose / 12.0)
+        source, prompt = Source(content[None], expression[None], f0, periodicity, level), voice.source()
+        said = [say(codec, self.lm, (prompt, voice.codes[None].long()), source, piece, settings.delay)
+                for piece in torch.arange(len(content)).split(PIECE)]  # fmt: skip
+        return settings, look(torch.cat(said, 1)[0], self._own(y)[0], periodicity[0], scale_of(codec))
 
     @torch.inference_mode()
-    def _heard(self, x: Tensor) -> tuple[Source, Tensor, Tensor]:
-        """16 kHz samples [n] -> units of T frames, codes [1, T, K], and what the codec hears, vectors [1, T, d]."""
+    def _own(self, x: Tensor) -> Tensor:
+        """What a steerable codec hears of 16 kHz samples [n]: vectors [1, T, d]."""
         codec: Any = self.codec
-        content, expression, units, codes = self.tokenise(x)
-        f0, periodicity, level = prosody.dequantise(units)
         frames, _ = codec.framing(torch.nn.functional.pad(x, (0, -len(x) % codec.config.hop))[None])
-        source = Source(*(t[None] for t in (content, expression, f0, periodicity, level)))
-        return source, codes[None], codec.hear(frames)[0]
+        return codec.hear(frames)[0]
 
     @torch.inference_mode()
     def _register_of(self, blocks: Iterator[Tensor], rate: int) -> float:

@@ -123,9 +123,9 @@ class Engine:
             lm.config = replace(lm.config, context=settings.context)
         self.codec, self.units, self.lm, self.settings = codec, units, lm, settings
         self.steers = steerable(codec, lm)
-        self.leads = self.steers and settings.guidance + settings.keep > 0
-        self.scale = scale_of(codec) if self.leads else None  # type: ignore[arg-type]
-        self.way = way if way is not None or not self.leads else begin(1, len(self.scale.centre))  # type: ignore[union-attr]
+        leads = self.steers and settings.guidance + settings.keep > 0
+        self.scale = scale_of(codec) if leads else None  # type: ignore[arg-type]
+        self.way = way or self._unknown()
         self.crowd = crowd if settings.guidance > 0 and not self.steers else None
         self.rate, self.hop = units.config.sample_rate, units.config.hop
         self.out_rate = codec.config.sample_rate
@@ -139,10 +139,13 @@ class Engine:
         self.shift = math.log2(voice.register) + self.settings.transpose / 12.0
         self._prompt: LMState | None = None
 
+    def _unknown(self) -> Way | None:
+        return None if self.scale is None else begin(len(self.scale.centre))
+
     def to(self, voice: Voice) -> Engine:
         """The same chain for another voice."""
         other = copy.copy(self)
-        other.way = begin(1, len(self.scale.centre)) if self.scale is not None else None
+        other.way = self._unknown()  # what is said is another's
         other._address(voice)
         return other
 
@@ -191,7 +194,7 @@ class Engine:
     def _frame(self, x: Tensor, s: EngineState) -> tuple[Tensor, EngineState]:
         delay = self.settings.delay
         frames, framing = self.codec.framing(x, s.framing)
-        vector, ear = self.codec.hear(frames, s.ear) if self.leads else (None, None)  # type: ignore[operator]
+        vector, ear = self.codec.hear(frames, s.ear) if self.scale else (None, None)  # type: ignore[operator]
         levels = (*s.levels, (self.codec.level(frames), vector))
         heard, units = self.units(x, s.units)
         s = s._replace(taken=s.taken + 1, framing=framing, units=units, ear=ear, levels=_last(levels, self.lookahead))

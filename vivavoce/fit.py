@@ -8,6 +8,7 @@ are enough, no weights are trained, and a frame costs one small matrix product.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -21,9 +22,9 @@ from vivavoce.lm import Source, VoiceLM
 RIDGE = 100.0  # weight of zero slopes, in frames of reference, where vectors have unit variance
 STEADY = 10.0  # and of a zero offset
 PIECE = 150  # frames, at most, of a prompt and of what is said by it
+VOICED = 0.5  # periodicity from which a frame has a voice
 
 
-@torch.inference_mode()
 @torch.inference_mode()
 def fit(codec: Codec, lm: VoiceLM, source: Source, codes: Tensor, own: Tensor, delay: int = 1) -> Tensor:
     """Fit a voice.
@@ -42,7 +43,7 @@ def fit(codec: Codec, lm: VoiceLM, source: Source, codes: Tensor, own: Tensor, d
     pieces = torch.arange(t).tensor_split(max(2, math.ceil(t / PIECE)))
     prompts = [(Source(*(x[:, i] for x in source)), codes[:, i]) for i in (*pieces[1:], pieces[0])]
     said = torch.cat([say(codec, lm, p, source, i, delay) for i, p in zip(pieces, prompts)], 1)
-    heard = (source.periodicity > 0.5) | (source.level > source.level.max() - 35.0)
+    heard = (source.periodicity > VOICED) | (source.level > source.level.max() - 35.0)
     return _ridge(codec, said[0], own[0], heard[0].double())
 
 
@@ -77,15 +78,16 @@ def scale_of(codec: Codec) -> Scale:
     return Scale(centre, (use * (vectors - centre).square()).sum(0).sqrt().clamp_min(1e-3))
 
 
+@functools.cache
 def penalty(d: int) -> Tensor:
-    """Of a map's rows, in frames: float64 [d + 1]."""
-    return torch.tensor([RIDGE] * d + [STEADY], dtype=torch.float64)
+    """Of a map's rows, in frames: float64 [d + 1, d + 1], a diagonal."""
+    return torch.diag(torch.tensor([RIDGE] * d + [STEADY], dtype=torch.float64))
 
 
 def _ridge(codec: Codec, said: Tensor, own: Tensor, weight: Tensor) -> Tensor:
     scale, w = scale_of(codec), weight[:, None]
     x = scale(said)
-    found = torch.linalg.solve((w * x).T @ x + penalty(said.shape[1]).diag(), (w * x).T @ (own - said).double())
+    found = torch.linalg.solve((w * x).T @ x + penalty(said.shape[1]), (w * x).T @ (own - said).double())
     slopes, offset = found[:-1] / scale.spread[:, None], found[-1] - (scale.centre / scale.spread) @ found[:-1]
     return torch.cat((slopes, offset[None])).float()
 

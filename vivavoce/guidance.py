@@ -9,16 +9,16 @@ some of that is put back. A map of little voice is little believed.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vivavoce.codec import Codec, VoiceCodec
-from vivavoce.fit import Scale, penalty
+from vivavoce.fit import VOICED, Scale, penalty
 from vivavoce.lm import VoiceLM
 
-VOICED = 0.5  # periodicity from which a frame has a voice
 RELAX = 1e-5  # share, a voiced frame, by which a map becomes as unsure as at first: some 60 s of voice are remembered
 SURE = 100.0  # voiced frames after which half of what is kept in the end is kept
 
@@ -32,23 +32,29 @@ class Way(NamedTuple):
     """The way from what is said to the source, as far as a stream knows it."""
 
     found: Tensor  # float64 [B, d + 1, d], the map
-    spread: Tensor  # float64 [B, d + 1, d + 1], how unsure it is: the inverse of what was seen, penalty included
+    covariance: Tensor  # float64 [B, d + 1, d + 1], how unsure it is: the inverse of what was seen, penalty included
     seen: Tensor  # [B, 1, 1], voiced frames
 
 
-def begin(rows: int, d: int) -> Way:
+@functools.cache
+def unknown(d: int) -> Tensor:
+    """Covariance of a map before anything was seen, [d + 1, d + 1]."""
+    return torch.linalg.inv(penalty(d))
+
+
+def begin(d: int) -> Way:
     """Nothing is known."""
-    spread = torch.diag(1.0 / penalty(d)).expand(rows, -1, -1)
-    return Way(spread.new_zeros(rows, d + 1, d), spread, spread.new_zeros(rows, 1, 1))
+    covariance = unknown(d)[None]
+    return Way(covariance.new_zeros(1, d + 1, d), covariance, covariance.new_zeros(1, 1, 1))
 
 
 def look(said: Tensor, own: Tensor, periodicity: Tensor, scale: Scale) -> Way:
     """What a stretch of a source says beforehand: vectors [T, d] and periodicity [T], as `lead` would learn them one by
     one."""
     x, voiced = scale(said), (periodicity > VOICED).double()[:, None]
-    spread = torch.linalg.inv((voiced * x).T @ x + penalty(said.shape[1]).diag())
-    found = spread @ (voiced * x).T @ (own - said).double()
-    return Way(found[None], spread[None], voiced.sum().reshape(1, 1, 1))
+    covariance = torch.linalg.inv((voiced * x).T @ x + penalty(said.shape[1]))
+    found = covariance @ (voiced * x).T @ (own - said).double()
+    return Way(found[None], covariance[None], voiced.sum().reshape(1, 1, 1))
 
 
 def lead(said: Tensor, own: Tensor, periodicity: Tensor, way: Way, scale: Scale, guidance: float,
@@ -71,9 +77,9 @@ def lead(said: Tensor, own: Tensor, periodicity: Tensor, way: Way, scale: Scale,
     voice = x @ way.found
     more = keep * way.seen / (way.seen + SURE) * (missed - voice) - guidance * voice
     voiced = (periodicity > VOICED).double()[..., None]
-    first = torch.diag(1.0 / penalty(said.shape[-1]))
-    spread = way.spread + RELAX * voiced * (first - way.spread)  # so a stream of hours follows who speaks now
-    gain = spread @ x.mT  # [B, d + 1, 1]
+    relaxed = RELAX * voiced * (unknown(said.shape[-1]) - way.covariance)  # so hours follow who speaks now
+    covariance = way.covariance + relaxed
+    gain = covariance @ x.mT  # [B, d + 1, 1]
     step = voiced * gain / (1.0 + x @ gain)
-    way = Way(way.found + step @ (missed - voice), spread - step @ gain.mT, way.seen + voiced)
+    way = Way(way.found + step @ (missed - voice), covariance - step @ gain.mT, way.seen + voiced)
     return more.to(said.dtype), way

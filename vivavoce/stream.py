@@ -260,7 +260,7 @@ class Stream:
             self._s = self._s._replace(awake=1)
 
     def resume(self) -> None:
-        """End a pause or bypass. After a pause the chain begins anew (the source's register is kept), and the
+        """End a pause or bypass. After a pause the chain begins anew (what is known of the source is kept), and the
         original is heard until the first converted samples have come through."""
         self.bypass = False
 
@@ -269,7 +269,7 @@ class Stream:
             return s._replace(awake=None)
         e = s.engine
         first = math.ceil(Fraction(s.frames * e.hop * self.rate, e.rate))
-        state = e.start()._replace(register=s.state.register)
+        state = e.start()._replace(register=s.state.register, way=s.state.way)
         return s._replace(state=state, awake=None, wet=0, wet_from=first)
 
     # ---- snapshots ------------------------------------------------------------------------------------
