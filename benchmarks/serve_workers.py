@@ -63,7 +63,7 @@ async def processes(n: int, x: np.ndarray) -> tuple[list[float], list[float]]:
 
         async def convert(k: int) -> float:
             worker, bare = pool.live[k], {"bypass": False, "pause": False}
-            await worker.ask("open", stream=k, voice=voice, rate=16000, chunk=0.04, delay=1, seed=0, transpose=0.0)
+            await worker.ask("open", stream=k, voice=voice, rate=16000, chunk=0.04, delay=0, seed=0, transpose=0.0)
             began = time.perf_counter()
             for at in range(0, len(x), CHUNK):
                 await worker.ask("push", x[at : at + CHUNK].tobytes(), stream=k, **bare)

@@ -105,21 +105,23 @@ class Codec(PretrainedModule):
         y, state = self.encoder(mel, state)
         return self.to_code(y), state
 
-    def hear(self, frames: Tensor, state: State = None) -> tuple[Tensor, State]:
-        """Frames [B, T, 2 hop] -> latents before quantisation [B, T, code_dim]: what `analyse` and `embed` make."""
+    def hear(self, frames: Tensor, state: State = None) -> tuple[tuple[Tensor, Tensor], State]:
+        """Frames [B, T, 2 hop] -> (latents before quantisation [B, T, code_dim], level dB [B, T]), state: what `embed`
+        and `analyse` make."""
         if state is None or frames.shape[1] != 1:
             return self._hear(frames, state)
         return traced(self, self._hear, ("hear", *frames.shape), frames, state)
 
-    def _hear(self, frames: Tensor, state: State) -> tuple[Tensor, State]:
-        return self.embed(self.analyse(frames)[0], state)
+    def _hear(self, frames: Tensor, state: State) -> tuple[tuple[Tensor, Tensor], State]:
+        mel, level = self.analyse(frames)
+        z, state = self.embed(mel, state)
+        return (z, level), state
 
     def encode(self, x: Tensor, state: State = None) -> tuple[tuple[Tensor, Tensor], State]:
         """Waveform [B, T * hop] -> (codes [B, T, n_codebooks], level dB [B, T]), state."""
         framing, encoder = state or (None, None)
         frames, framing = self.framing(x, framing)
-        mel, level = self.analyse(frames)
-        z, encoder = self.embed(mel, encoder)
+        (z, level), encoder = self._hear(frames, encoder)
         return (self.quantiser.encode(z), level), (framing, encoder)
 
     def forward(self, wave: Tensor, f0: Tensor, periodicity: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -78,7 +78,7 @@ class ResidualVQ(nn.Module):
         """codes [B, T, k <= n], or weights of codes [B, T, k, size] -> vectors [B, T, dim]; fewer codebooks give a
         coarser sum."""
         if codes.is_floating_point():
-            return sum(w @ book.vectors for w, book in zip(codes.unbind(-2), self.books))  # type: ignore
+            return codes.flatten(-2) @ torch.cat([book.vectors for book in self.books[: codes.shape[-2]]])  # type: ignore
         return sum(F.embedding(codes[..., k], self.books[k].vectors) for k in range(codes.shape[-1]))  # type: ignore
 
     @torch.autocast("cpu", enabled=False)

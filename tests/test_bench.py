@@ -57,8 +57,8 @@ def test_bench_command(folder: Path, capsys: pytest.CaptureFixture[str], tmp_pat
     common = ["bench", "--model", str(folder), "--seconds", "0.5s"]
     assert main([*common, "--chunk", "20ms,40ms", "--json"]) == 0
     out = json.loads(capsys.readouterr().out)
-    assert [r["chunk_ms"] for r in out["results"]] == [20, 40] and out["machine"]["threads"] == 1
-    assert [r["algorithmic_ms"] for r in out["results"]] == [100, 120]
+    assert [r["chunk_ms"] for r in out["results"]] == [20, 40] and out["machine"]["threads"] in (1, 2)
+    assert [r["algorithmic_ms"] for r in out["results"]] == [80, 100]
     assert all(r["total_ms"] == pytest.approx(r["algorithmic_ms"] + r["p95"]) for r in out["results"])
     assert main([*common, str(tmp_path / "x.wav"), "--soak", "0.3s", "--delay", "0"]) == 0
     text = capsys.readouterr().out

@@ -54,7 +54,7 @@ def test_a_reference_is_said_more_like_itself(changer: Changer, voice: Voice) ->
     content, expression, units, codes = changer.tokenise(x)
     frames, _ = changer.codec.framing(x[None])
     with torch.inference_mode():
-        own, _ = changer.codec.hear(frames)
+        (own, _), _ = changer.codec.hear(frames)
     source = replace(voice, content=content, expression=expression, prosody=units).source()
     assert torch.equal(fit(changer.codec, changer.lm, source, codes[None], own), voice.fit)
     weights, _ = changer.lm.generate(source, changer.lm.start(voice.source(), voice.codes[None].long()))

@@ -33,6 +33,22 @@ def test_same_bits_as_eager(changer, options):
     assert out[0].square().mean() > 1e-5
 
 
+@pytest.mark.parametrize(("precision", "off"), (("int8", False), ("int8", True), ("float32", False)))
+def test_heard_beside_is_the_same_bits(precision, off):
+    """One thread that hears ahead and one that speaks; whatever is pushed, traced or not, and streams side by side."""
+    x, (one, two) = voiced(1.0), (vivavoce.load(precision=precision, threads=n) for n in (1, 2))
+    with eager() if off else torch.inference_mode():
+        want = one.stream("alba", 16000)
+        want = torch.cat((want.push(x), want.flush()))
+        streams = [two.stream("alba", 16000) for _ in range(2)]
+        out = [[] for _ in streams]
+        for piece in x.split(700):
+            for stream, said in zip(streams, out):
+                said.append(stream.push(piece))
+        for stream, said in zip(streams, out):
+            assert torch.equal(torch.cat((*said, stream.flush())), want)
+
+
 def test_a_graph_serves_prompts_of_any_length_and_all_settings(changer):
     """The first voice makes the graphs; another, whose prompt is shorter, and other settings make none."""
     x = voiced(0.5)

@@ -193,7 +193,7 @@ def test_register_any_chunking_equals_one_call() -> None:
         for seed in range(3):
             assert_same(in_chunks(register, inputs, ragged(300, seed=seed)), whole, 1e-6)
         empty, same = register(*(x[:, :0] for x in inputs), state)
-        assert empty.shape == (2, 0) and all(torch.equal(a, b) for a, b in zip(same, state, strict=True))
+        assert empty.shape == (2, 0) and same == state
 
 
 @pytest.mark.parametrize("centre", [90.0, 120.0, 230.0, 270.0])
@@ -250,7 +250,8 @@ def test_register_memory_is_bounded_and_forgets() -> None:
     register, one, state = Register(memory_frames=100), torch.ones(1, 500), None
     for hz in (100.0, 100.0, 250.0, 250.0):
         y, state = register(hz * one, one, state)
-        assert float(state[1]) <= 101 and torch.isfinite(state[0]).all()
+        (total, mass, *_), = state
+        assert mass <= 101 and math.isfinite(total)
     assert float(y[0, -1]) == pytest.approx(math.log2(250.0), abs=0.01)
 
 

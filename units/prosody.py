@@ -24,6 +24,11 @@ def quantise(f0: Tensor, periodicity: Tensor, level: Tensor) -> Tensor:
     return torch.stack((pitch, voiced, (level / LEVEL_STEP).round()), dim=-1).long()
 
 
+def rounded(f0: Tensor, periodicity: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `dequantise` gives back what `quantise` made of them."""
+    return dequantise(quantise(f0, periodicity, level))
+
+
 def dequantise(units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Integers [..., 3] -> F0 (Hz), periodicity, level (dB)."""
     pitch, voiced, level = units.unbind(-1)
@@ -63,25 +68,31 @@ class Register(nn.Module):
 
     def forward(self, f0: Tensor, periodicity: Tensor, state: State = None) -> tuple[Tensor, State]:
         """F0 (Hz) and periodicity [B, T] -> log2 register in Hz [B, T], the present frame included."""
-        x, voiced = torch.log2(f0.double().clamp_min(PITCH_BASE)), periodicity > 0.5
-        if state is None:
-            zero = x.new_zeros(x.shape[0])
-            state = (zero + self.prior * self.start, zero + self.prior, zero + self.start, zero, zero)
-        total, mass, used, heard, gap = state  # sum and number of frames, register, voiced frames, unvoiced in a row
-        out = []
-        for t in range(x.shape[1]):
-            v = voiced[:, t].double()
-            keep = 1.0 - v * (mass >= self.memory).double() / self.memory
-            total, mass = total * keep + x[:, t] * v, mass * keep + v
-            heard, gap = (heard + v).clamp_max(self.free + 1), ((gap + 1) * (1 - v)).clamp_max(self.PAUSE)
-            way = (total / mass).clamp(*self.bounds) - used
-            speaking = self.SPEAKING + self.HURRY * (12.0 * way.abs() - self.FAR).clamp_min(0)
-            most = self.step * torch.where(gap >= self.PAUSE, self.RESTING, speaking)
-            free = voiced[:, t] & (heard <= self.free)
-            used = used + torch.where(free, way, torch.minimum(torch.maximum(way, -most), most))
-            out.append(used)
-        y = torch.stack(out, 1) if out else x
-        return y.to(f0.dtype), (total, mass, used, heard, gap)
+        rows = [] if state is None else list(state)
+        out: list[list[float]] = []
+        for b, (track, certain) in enumerate(zip(f0.tolist(), periodicity.tolist())):
+            if state is None:
+                rows.append((self.prior * self.start, self.prior, self.start, 0, 0))
+            out.append([])
+            for hz, p in zip(track, certain):
+                rows[b] = self._follow(math.log2(max(hz, PITCH_BASE)), p > 0.5, *rows[b])
+                out[b].append(rows[b][2])
+        return f0.new_tensor(out).reshape(f0.shape), tuple(rows)
+
+    def _follow(self, x: float, voiced: bool, total: float, mass: float, used: float, heard: int, gap: int) -> tuple:
+        """One frame of log2 F0; sum and number of frames, register, voiced frames, unvoiced ones in a row. Plain
+        numbers: a tensor's operation costs a hundred times what it does here."""
+        if voiced:
+            keep = 1.0 - (mass >= self.memory) / self.memory
+            total, mass = total * keep + x, mass * keep + 1.0
+        heard, gap = min(heard + voiced, self.free + 1), 0 if voiced else min(gap + 1, self.PAUSE)
+        low, high = self.bounds
+        way = min(max(total / mass, low), high) - used
+        if not (voiced and heard <= self.free):
+            speaking = self.SPEAKING + self.HURRY * max(12.0 * abs(way) - self.FAR, 0.0)
+            most = self.step * (self.RESTING if gap >= self.PAUSE else speaking)
+            way = min(max(way, -most), most)
+        return total, mass, used + way, heard, gap
 
 
 def mean_register(f0: Tensor, periodicity: Tensor) -> float:

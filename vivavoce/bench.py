@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.changer import Changer
+from vivavoce.core.cores import cores
 from vivavoce.engine import Settings
 from vivavoce.stream import Latency, Stream
 from vivavoce.voice import Voice
@@ -37,7 +39,7 @@ class Measured:
         p50, p95, p99, worst: compute time of a chunk, in ms.
         over: share of chunks that took longer than they last.
         factor: real-time factor of the whole chain: seconds of work a second of sound.
-        stages: the same for each stage; they add up to `factor`.
+        stages: the same for each stage; they add up to `factor`: what is done side by side is taken off "rest".
         memory_mb: resident memory when the measurement began (after the warm-up), and what it grew by.
     """
 
@@ -110,13 +112,14 @@ def stopwatch(stream: Stream) -> Iterator[dict[str, float]]:
     e, spent = stream.engine, dict.fromkeys(STAGES, 0.0)
     watched: list[tuple[Any, str, str]] = [
         (e.units, "forward", "units"), (e.lm, "generate", "lm"),
-        (e.codec.framing, "forward", "codec"), (e.codec, "level", "codec"), (e.codec, "decode", "codec"),
+        (e.codec.framing, "forward", "codec"), (e.codec, "decode", "codec"),
+        *((e.codec, n, "codec") for n in ("hear", "level") if hasattr(e.codec, n)),
         *((r, "forward", "resampling") for r in stream.resamplers)]  # fmt: skip
-    inside = [0.0]  # seconds spent in watched calls within the one that runs: every second counts once
+    stacks: dict[int, list[float]] = {}  # of threads: seconds in watched calls within the one that runs count once
 
     def timed(call: Callable, stage: str) -> Callable:
         def run(*args: Any, **kw: Any) -> Any:
-            began = time.perf_counter()
+            began, inside = time.perf_counter(), stacks.setdefault(threading.get_ident(), [0.0])
             inside.append(0.0)
             try:
                 return call(*args, **kw)
@@ -151,8 +154,6 @@ def machine() -> dict[str, Any]:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count()
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-    return {"processor": name, "cores": cores, "threads": torch.get_num_threads(), "load_before": load,
+    return {"processor": name, "cores": cores(), "threads": torch.get_num_threads(), "load_before": load,
             "torch": torch.__version__, "python": platform.python_version(), "system": platform.platform()}  # fmt: skip

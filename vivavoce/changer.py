@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import math
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
@@ -21,7 +22,7 @@ from vivavoce.core.checkpoint import FORMAT_VERSION, read_json, resolve_folder
 from vivavoce.core.errors import AudioError, CheckpointError, ConfigError, VivavoceError
 from vivavoce.core.resample import resample
 from vivavoce.engine import Engine, Settings
-from vivavoce.fit import PIECE, fit, say, scale_of
+from vivavoce.fit import fit, say, scale_of
 from vivavoce.guidance import Way, look, steerable
 from vivavoce.lm import Source, VoiceLM
 from vivavoce.stream import Stream, limit
@@ -30,6 +31,7 @@ from vivavoce.voice import Voice
 
 MIN_SECONDS, MAX_SECONDS = 1.0, 30.0  # of a reference recording; what is beyond is left unread
 PROMPT_FRAMES = 150  # unit frames at most; 3 s, as in training
+SCAN_PIECE = 500  # frames that are said at once when a file is heard beforehand
 SCAN_SECONDS = 60.0  # of a file, for its pitch register
 
 
@@ -39,17 +41,21 @@ def load(model: str | Path | None = None, precision: str = "int8", threads: int 
     Args:
         precision: of the linear layers in streams and conversion: "int8" (about 1.6 times as fast, see
             docs/decisions.md) or "float32". Enrolling always runs in float32.
-        threads: given to torch.set_num_threads, for the whole process; None leaves it as it is. One frame's
-            matrices are too small to share: a second thread gains a tenth, and where other programs want
-            the cores, threads that wait for one another can be thirty times slower.
+        threads: 1; or 2, of which one hears the next frame while the other speaks: the same bits, sooner where there
+            are several frames to a push. Torch's own threads are set to as many for the whole process, less that one:
+            one frame's matrices are too small to share, and where other programs want the cores, threads that wait
+            for one another can be thirty times slower. None: one, and torch's as they are.
 
     Raises:
         CheckpointError: a missing or foreign file, named.
         ConfigError: another precision.
     """
     if threads is not None:
-        torch.set_num_threads(threads)
-    return Changer.from_pretrained(model, precision)
+        torch.set_num_threads(max(1, threads - 1))
+    changer = Changer.from_pretrained(model, precision)
+    if (threads or 1) > 1:
+        changer.beside = ThreadPoolExecutor(1, "vivavoce-hears", torch.set_num_threads, (1,))
+    return changer
 
 
 class Changer:
@@ -66,6 +72,7 @@ class Changer:
         self.tokeniser, self.lm_fingerprint = tokeniser, ""  # of codec and units; of the language model
         self.voices = voices or {}
         self.crowd: Voice | None = None  # a prompt of many voices, which guidance leads away from
+        self.beside: Executor | None = None  # where the next frame is heard while one is spoken
 
     @classmethod
     def from_pretrained(cls, model: str | Path | None = None, precision: str = "int8") -> Changer:
@@ -219,7 +226,7 @@ class Changer:
         settings = replace(settings or Settings(), **options)
         self._check_settings(settings)
         parts = self._live_codec, self._live_units, self._live_lm
-        engine = Engine(*parts, self.voice(voice), settings, self.crowd, way)
+        engine = Engine(*parts, self.voice(voice), settings, self.crowd, way, self.beside)
         return Stream(engine, rate, chunk, self.voice)
 
     def _check_settings(self, settings: Settings) -> None:
@@ -252,7 +259,7 @@ class Changer:
         f0 = f0 * 2.0 ** (math.log2(voice.register / register) + settings.transpose / 12.0)
         source, prompt = Source(content[None], expression[None], f0, periodicity, level), voice.source()
         said = [say(codec, self.lm, (prompt, voice.codes[None].long()), source, piece, settings.delay)
-                for piece in torch.arange(len(content)).split(PIECE)]  # fmt: skip
+                for piece in torch.arange(len(content)).split(SCAN_PIECE)]  # fmt: skip
         return settings, look(torch.cat(said, 1)[0], self._own(y)[0], periodicity[0], scale_of(codec))
 
     @torch.inference_mode()
@@ -260,7 +267,7 @@ class Changer:
         """What a steerable codec hears of 16 kHz samples [n]: vectors [1, T, d]."""
         codec: Any = self.codec
         frames, _ = codec.framing(torch.nn.functional.pad(x, (0, -len(x) % codec.config.hop))[None])
-        return codec.hear(frames)[0]
+        return codec.hear(frames)[0][0]
 
     @torch.inference_mode()
     def _register_of(self, blocks: Iterator[Tensor], rate: int) -> float:

@@ -10,8 +10,12 @@ shorter than the units', the language model speaks once for each code frame that
 
 from __future__ import annotations
 
+import contextvars
 import copy
+import functools
 import math
+from collections.abc import Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,7 +25,8 @@ from torch import Tensor
 from vivavoce.codec import VoiceCodec
 from vivavoce.core.errors import ConfigError
 from vivavoce.core.layers import State
-from vivavoce.fit import mend, scale_of
+from vivavoce.core.traced import traced
+from vivavoce.fit import Scale, mend, scale_of
 from vivavoce.guidance import Way, begin, lead, steerable
 from vivavoce.lm import LMState, Source, VoiceLM
 from vivavoce.units import HubertUnits, UnitEncoder, prosody
@@ -62,7 +67,7 @@ class Settings:
     guidance: float = 0.5
     fit: float = 1.0
     keep: float = 0.5
-    delay: int = 1
+    delay: int = 0
     transpose: float = 0.0
     source_register: float | None = None
     context: int | None = None
@@ -93,15 +98,21 @@ class Heard(NamedTuple):
     vector: Tensor | None
 
 
+class EarState(NamedTuple):
+    """State of the half that hears; it knows nothing of the voice."""
+
+    units: State
+    framing: Tensor | None
+    codec: State  # of the codec's encoder, where guidance asks
+    levels: tuple[tuple[Tensor, Tensor | None], ...]  # of the last L frames: level, and what the codec hears
+    register: State
+
+
 class EngineState(NamedTuple):
     """State of one stream. The language model's cache is updated in place: `clone()` before keeping a snapshot."""
 
     taken: int  # frames so far
-    units: State
-    framing: Tensor | None
-    ear: State  # of the codec's encoder, where guidance asks
-    levels: tuple[tuple[Tensor, Tensor | None], ...]  # of the last L frames: level, and what the codec hears
-    register: State
+    ear: EarState
     queue: tuple[Heard, ...]  # the last d + 1 frames, for the model's delay, or WARM_UP, for the next voice
     lm: LMState
     way: Way | None
@@ -116,8 +127,11 @@ class Engine:
     """units -> lm -> codec for one voice; holds no state of a stream, only what the model makes of the prompt."""
 
     def __init__(self, codec: VoiceCodec, units: UnitEncoder | HubertUnits, lm: VoiceLM, voice: Voice,
-                 settings: Settings, crowd: Voice | None = None, way: Way | None = None) -> None:  # fmt: skip
-        """`way`: what is known of the source's own voice beforehand, as against `voice`."""
+                 settings: Settings, crowd: Voice | None = None, way: Way | None = None,
+                 beside: Executor | None = None) -> None:  # fmt: skip
+        """`way`: what is known of the source's own voice beforehand, as against `voice`; `beside`: where the next frame
+        is heard while one is spoken."""
+        self.beside = beside
         if settings.context is not None:  # the ring is as long as the model's config says: same weights, other ring
             lm = copy.copy(lm)
             lm.config = replace(lm.config, context=settings.context)
@@ -165,7 +179,7 @@ class Engine:
     def start(self) -> EngineState:
         """A fresh stream."""
         codec = self.codec.begin(self.voice.codes[None, :, : self.lm.config.n_codebooks].long())
-        return EngineState(0, None, None, None, (), None, (), self.prompted(), self.way, codec)
+        return EngineState(0, EarState(None, None, None, (), None), (), self.prompted(), self.way, codec)
 
     @torch.inference_mode()
     def take_over(self, s: EngineState) -> EngineState:
@@ -185,35 +199,60 @@ class Engine:
     def __call__(self, x: Tensor, state: EngineState) -> tuple[Tensor, EngineState]:
         """Waveform [B, T * hop] -> waveform at the codec's rate, as long to within a tick of the grid, `lag` frames
         late (zeros of `out_hop` samples a frame before)."""
-        out = [x[:, :0]]
-        for start in range(0, x.shape[1], self.hop):
-            y, state = self._frame(x[:, start : start + self.hop], state)
-            out.append(y)
+        out, frames = [x[:, :0]], x.split(self.hop, dim=1) if x.shape[1] else ()
+        for heard, ear in self._listen(frames, state.ear):
+            y, state = self._answer(heard, state._replace(ear=ear))
+            out.append(x.new_zeros(x.shape[0], self.out_hop) if y is None else y)
         return torch.cat(out, dim=1), state
 
-    def _frame(self, x: Tensor, s: EngineState) -> tuple[Tensor, EngineState]:
-        delay = self.settings.delay
+    def _listen(self, frames: tuple[Tensor, ...], ear: EarState) -> Iterator[tuple[Heard | None, EarState]]:
+        """Frames [B, hop] -> what is heard, one after another; where there is somebody `beside`, one ahead of use."""
+        if self.beside is None or len(frames) < 2:
+            for x in frames:
+                heard, ear = self._hear(x, ear)
+                yield heard, ear
+            return
+        context = contextvars.copy_context()  # whether to trace
+        due = self.beside.submit(context.run, self._hear, frames[0], ear)
+        for following in (*frames[1:], None):
+            heard, ear = due.result()
+            if following is not None:
+                due = self.beside.submit(context.run, self._hear, following, ear)
+            yield heard, ear
+
+    @torch.inference_mode()
+    def _hear(self, x: Tensor, s: EarState) -> tuple[Heard | None, EarState]:
+        """One frame [B, hop]; nothing is heard of the first `lookahead` ones."""
         frames, framing = self.codec.framing(x, s.framing)
-        vector, ear = self.codec.hear(frames, s.ear) if self.scale else (None, None)  # type: ignore[operator]
-        levels = (*s.levels, (self.codec.level(frames), vector))
-        heard, units = self.units(x, s.units)
-        s = s._replace(taken=s.taken + 1, framing=framing, units=units, ear=ear, levels=_last(levels, self.lookahead))
-        silence = x.new_zeros(x.shape[0], self.out_hop)
-        if s.taken <= self.lookahead:
-            return silence, s
-        level, vector = levels[0]
-        f0, periodicity, level = prosody.dequantise(prosody.quantise(heard.f0, heard.periodicity, level))
+        if self.scale:
+            (now, level), codec = self.codec.hear(frames, s.codec)  # type: ignore[operator]
+        else:
+            now, level, codec = None, self.codec.level(frames), None
+        h, units = self.units(x, s.units)
+        levels = (*s.levels, (level, now))
+        s = EarState(units, framing, codec, _last(levels, self.lookahead), s.register)
+        if len(levels) <= self.lookahead:
+            return None, s
+        due, vector = levels[0]
+        f0, periodicity, level = traced(self.units, prosody.rounded, due.shape, h.f0, h.periodicity, due)
         own, register = self.register(f0, periodicity, s.register)
-        now = Heard(Source(heard.content, heard.expression, f0, periodicity, level), own, vector)
-        queue = _last((*s.queue, now), max(delay + 1, WARM_UP))
-        s = s._replace(register=register, queue=queue)
+        source = Source(h.content, h.expression, f0, periodicity, level)
+        return Heard(source, own, vector), s._replace(register=register)
+
+    def _answer(self, heard: Heard | None, s: EngineState) -> tuple[Tensor | None, EngineState]:
+        """What is to be said once a frame was heard; None as long as nothing is due."""
+        delay = self.settings.delay
+        s = s._replace(taken=s.taken + 1)
+        if heard is None:
+            return None, s
+        s = s._replace(queue=_last((*s.queue, heard), max(delay + 1, WARM_UP)))
         t = s.taken - 1 - self.lookahead - delay  # the frame that is due
         if t < 0:
-            return silence, s
-        n = self._codes_of(t)
-        codes, lm = self._speak(now, s.lm, n)
-        due, vector, way = _times(self._moved(queue[-1 - delay]), n), queue[-1 - delay].vector, s.way
-        said, way = self._steered(codes, vector, due.periodicity, way) if self.steers else (codes, None)
+            return None, s
+        n, frame = self._codes_of(t), s.queue[-1 - delay]
+        codes, lm = self._speak(heard, s.lm, n)
+        due, way = _times(self._moved(frame), n), s.way
+        said, way = self._steered(codes, frame.vector, due.periodicity, way) if self.steers else (codes, None)
         y, codec = self.codec.decode(said, due.f0, due.periodicity, due.level, s.codec, self.settings.seed)
         return y, s._replace(lm=lm, way=way, codec=codec)
 
@@ -221,12 +260,13 @@ class Engine:
         self, weights: Tensor, own: Tensor | None, periodicity: Tensor, way: Way | None
     ) -> tuple[Tensor, Way | None]:
         """Weights of codes of a frame -> vectors of the codec: mixed, mended, and led away from the source's own."""
-        c, said = self.settings, self.codec.quantiser.decode(weights)
-        mended = mend(said, self.voice.fit, c.fit)
-        if own is None or way is None or self.scale is None:
-            return mended, None
-        more, way = lead(said, own, periodicity, way, self.scale, c.guidance, c.keep)
-        return mended + more, way
+        c, found = self.settings, self.voice.fit if self.settings.fit else None
+        numbers = torch.tensor((c.fit, c.guidance, c.keep), dtype=torch.float64)
+        heard = () if own is None or way is None else (own, periodicity, way)
+        key = "steered", weights.shape, found is None, len(heard)
+        steer = functools.partial(_steer, self.codec, self.scale)  # not of the engine, which graphs would keep
+        said, way = traced(self.codec, steer, key, weights, () if found is None else (found,), heard, numbers)
+        return said, Way(*way) if way else None
 
     def _codes_of(self, t: int) -> int:
         """Code frames that unit frame t covers."""
@@ -239,6 +279,19 @@ class Engine:
     def _moved(self, frame: Heard) -> Source:
         """A frame with its F0 moved from the source's register to the voice's."""
         return frame.source._replace(f0=frame.source.f0 * torch.exp2(self.shift - frame.own))
+
+
+def _steer(codec: VoiceCodec, scale: Scale | None, weights: Tensor, found: tuple, heard: tuple,
+           numbers: Tensor) -> tuple[Tensor, tuple]:  # fmt: skip
+    """See `Engine._steered`; of tensors and tuples, for a graph."""
+    said = codec.quantiser.decode(weights)  # type: ignore[union-attr,operator]
+    fit, guidance, keep = numbers.unbind()
+    mended = mend(said, found[0] if found else None, fit.to(said.dtype))
+    if not heard or scale is None:
+        return mended, ()
+    own, periodicity, way = heard
+    more, way = lead(said, own, periodicity, Way(*way), scale, guidance, keep)
+    return mended + more, way
 
 
 def _times(source: Source, n: int) -> Source:

@@ -26,7 +26,7 @@ VOICED = 0.5  # periodicity from which a frame has a voice
 
 
 @torch.inference_mode()
-def fit(codec: Codec, lm: VoiceLM, source: Source, codes: Tensor, own: Tensor, delay: int = 1) -> Tensor:
+def fit(codec: Codec, lm: VoiceLM, source: Source, codes: Tensor, own: Tensor, delay: int = 0) -> Tensor:
     """Fit a voice.
 
     Args:
@@ -92,6 +92,6 @@ def _ridge(codec: Codec, said: Tensor, own: Tensor, weight: Tensor) -> Tensor:
     return torch.cat((slopes, offset[None])).float()
 
 
-def mend(said: Tensor, found: Tensor | None, share: float = 1.0) -> Tensor:
+def mend(said: Tensor, found: Tensor | None, share: float | Tensor = 1.0) -> Tensor:
     """Vectors [..., d] as the fitted voice [d + 1, d] would have them, `share` of the way; as they are without one."""
-    return said if found is None or not share else said + share * (said @ found[:-1] + found[-1])
+    return said if found is None else said + share * (said @ found[:-1] + found[-1])

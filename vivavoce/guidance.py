@@ -57,8 +57,8 @@ def look(said: Tensor, own: Tensor, periodicity: Tensor, scale: Scale) -> Way:
     return Way(found[None], covariance[None], voiced.sum().reshape(1, 1, 1))
 
 
-def lead(said: Tensor, own: Tensor, periodicity: Tensor, way: Way, scale: Scale, guidance: float,
-         keep: float) -> tuple[Tensor, Way]:  # fmt: skip
+def lead(said: Tensor, own: Tensor, periodicity: Tensor, way: Way, scale: Scale,
+         guidance: float | Tensor, keep: float | Tensor) -> tuple[Tensor, Way]:  # fmt: skip
     """How one frame of the codec's vectors is to be moved.
 
     Args:

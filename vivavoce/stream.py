@@ -269,7 +269,8 @@ class Stream:
             return s._replace(awake=None)
         e = s.engine
         first = math.ceil(Fraction(s.frames * e.hop * self.rate, e.rate))
-        state = e.start()._replace(register=s.state.register, way=s.state.way)
+        state = e.start()._replace(way=s.state.way)
+        state = state._replace(ear=state.ear._replace(register=s.state.ear.register))
         return s._replace(state=state, awake=None, wet=0, wet_from=first)
 
     # ---- snapshots ------------------------------------------------------------------------------------

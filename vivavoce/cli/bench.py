@@ -8,7 +8,15 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vivavoce.cli.common import Commands, command, duration, long_duration, model_option, positive
+from vivavoce.cli.common import (
+    Commands,
+    command,
+    duration,
+    long_duration,
+    model_option,
+    positive,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from vivavoce.bench import Measured
@@ -46,7 +54,7 @@ def add(commands: Commands) -> None:
     c.add_argument("--buffer", type=duration, metavar="40ms",
                    help="playback buffer to count in (default: as live has it, 40ms)", default=0.04)  # fmt: skip
     c.add_argument("--delay", type=int, metavar="FRAMES", help="see vivavoce convert --help")
-    c.add_argument("--threads", type=positive, default=1, help="CPU threads (default 1)")
+    threads_option(c)
     c.add_argument("--precision", choices=("int8", "float32"), default="int8", help="of the weights (default int8)")
     c.add_argument("--json", action="store_true", help="print JSON")
     model_option(c)
@@ -78,7 +86,8 @@ def bench(args: argparse.Namespace) -> int:
               leave=False, file=sys.stderr) as bar:  # fmt: skip
         for chunk in args.chunk:
             rows.append(measure(changer, names[0], x, rate, chunk, seconds, settings, args.paced, bar.update))
-    head = {**where, "rate": rate, "precision": args.precision, "paced": args.paced, "empty_mb": round(empty, 1)}
+    head = {**where, "threads": args.threads, "rate": rate, "precision": args.precision, "paced": args.paced,
+            "empty_mb": round(empty, 1)}  # fmt: skip
     if args.json:
         print(json.dumps({"machine": head, "playback_buffer_ms": 1000 * args.buffer, "results": [
             {**asdict(r), "algorithmic_ms": r.latency.total, "total_ms": r.total_ms} for r in rows]}, indent=2))

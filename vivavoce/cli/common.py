@@ -6,6 +6,8 @@ import argparse
 import re
 from typing import Any
 
+from vivavoce.core.cores import cores
+
 Commands = Any  # argparse's sub-parsers
 
 
@@ -49,6 +51,12 @@ def source_pitch(text: str) -> str | float:
         return text if text in ("auto", "live") else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected auto, live or a number of Hz") from None
+
+
+def threads_option(parser: argparse._ActionsContainer) -> None:
+    """`--threads`, by default as many as help."""
+    parser.add_argument("--threads", type=positive, default=min(2, cores()), metavar="N",
+                        help="1, or 2: one hears ahead while the other speaks (default: 2 if there are cores)")
 
 
 def positive(text: str) -> int:

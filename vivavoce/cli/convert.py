@@ -7,7 +7,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from vivavoce.cli.common import Commands, command, duration, model_option, positive, source_pitch
+from vivavoce.cli.common import (
+    Commands,
+    command,
+    duration,
+    model_option,
+    positive,
+    source_pitch,
+    threads_option,
+)
 from vivavoce.core.errors import VivavoceError
 
 EXAMPLES = """\
@@ -49,8 +57,8 @@ def add(commands: Commands) -> None:
     c.add_argument("--temperature", type=float, metavar="T",
                    help="of sampling; 0 always takes the likeliest; for autoregressive models, "
                         "which the embedded one is not (default: as tuned)")  # fmt: skip
-    c.add_argument("--delay", type=int, default=1, metavar="FRAMES",
-                   help="let the model look this many frames of 20 ms further ahead (default 1)")  # fmt: skip
+    c.add_argument("--delay", type=int, default=0, metavar="FRAMES",
+                   help="let the model look this many frames of 20 ms further ahead (default 0)")  # fmt: skip
     c.add_argument("--transpose", type=float, default=0.0, metavar="SEMITONES",
                    help="shift the output's pitch from the target's register (default 0)")  # fmt: skip
     c.add_argument("--chunk", type=duration, metavar="40ms",
@@ -58,7 +66,7 @@ def add(commands: Commands) -> None:
     c.add_argument("--source-pitch", type=source_pitch, default="auto", metavar="auto|live|HZ",
                    help="mean pitch of the source: heard beforehand (auto; files), learnt on the way (live; "
                         "always so from stdin), or given")  # fmt: skip
-    c.add_argument("--threads", type=positive, default=1, help="CPU threads (default 1)")
+    threads_option(c)
     c.add_argument("--overwrite", action="store_true", help="in a folder, convert again what is finished")
     c.add_argument("--rate", type=positive, metavar="HZ", help="of stdin and stdout (default 16000)")
     c.add_argument("--channels", type=positive, metavar="N", help="channels on stdin (default 1); stdout is mono")

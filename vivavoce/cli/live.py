@@ -7,7 +7,7 @@ import sys
 import threading
 from collections import deque
 
-from vivavoce.cli.common import Commands, command, duration, model_option, positive
+from vivavoce.cli.common import Commands, command, duration, model_option, positive, threads_option
 
 EXAMPLES = """\
 Keys while it runs: b bypass (the original, aligned in time), n and p next and previous voice, 1 to 9 a voice, q quit.
@@ -44,7 +44,7 @@ def add(commands: Commands) -> None:
     c.add_argument("--source-pitch", type=float, metavar="HZ", dest="source_register",
                    help="your mean pitch, where you know it (default: learnt within seconds)")  # fmt: skip
     c.add_argument("--no-gate", action="store_true", help="let the room's noise through when nobody speaks")
-    c.add_argument("--threads", type=positive, default=1, help="CPU threads (default 1)")
+    threads_option(c)
     model_option(c)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vivavoce import __version__
-from vivavoce.cli.common import Commands, command, model_option, positive
+from vivavoce.cli.common import Commands, command, model_option, positive, threads_option
 from vivavoce.core.errors import VivavoceError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def add(commands: Commands) -> None:
     run.add_argument("--keep", type=float, metavar="SHARE", help="see vivavoce convert")
     run.add_argument("--temperature", type=float, metavar="T", help="see vivavoce convert")
     run.add_argument("--delay", type=int, metavar="FRAMES", help="see vivavoce convert")
-    run.add_argument("--threads", type=positive, default=1, help="CPU threads (default 1)")
+    threads_option(run)
 
 
 def report(args: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from vivavoce.core.cores import cores
 from vivavoce.core.errors import VivavoceError
 from vivavoce.serve.errors import ProtocolError
 from vivavoce.serve.metrics import Metrics
@@ -162,7 +163,7 @@ class Pool:
     """
 
     def __init__(self, model: str | None, workers: int | None, streams: int | None, metrics: Metrics) -> None:
-        n = workers or min(_cores(), MOST_WORKERS)
+        n = workers or min(cores(), MOST_WORKERS)
         self.live = [Worker(model) for _ in range(min(n, streams or n))]
         self.desk = Worker(model, NICE)  # for files and enrolment
         self.streams, self.metrics = streams or 0, metrics
@@ -249,11 +250,6 @@ class Pool:
         finally:
             with contextlib.suppress(WorkerLost):  # not waited for: a worker that hangs must hold up nobody
                 worker.tell("close", stream=place.number).add_done_callback(lambda f: f.exception())
-
-
-def _cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 async def _all(*coroutines: Any) -> list[Any]:

@@ -104,7 +104,7 @@ class Hello:
     rate: int
     channels: int = 1
     format: str = "f32le"
-    delay: int = 1
+    delay: int = 0
     seed: int = 0
     transpose: float = 0.0
     chunk: float = 40.0
@@ -127,7 +127,7 @@ class Hello:
         if message.get("version", VERSION) != VERSION:
             raise ProtocolError("bad-version", f"protocol version {message['version']!r}; this server speaks "
                                 f"{VERSION}")  # fmt: skip
-        types = {f: type(d) for f, d in (("voice", ""), ("rate", 0), ("channels", 1), ("format", ""), ("delay", 1),
+        types = {f: type(d) for f, d in (("voice", ""), ("rate", 0), ("channels", 1), ("format", ""), ("delay", 0),
                                          ("seed", 0), ("transpose", 0.0), ("chunk", 0.0), ("token", ""))}  # fmt: skip
         for key, value in given.items():
             if key not in types:

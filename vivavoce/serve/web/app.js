@@ -48,7 +48,7 @@ async function look() {
 async function load() {
   try {
     const about = await showVoices(changeVoice, fail);
-    $("delay").replaceChildren(...Array.from({ length: about.max_delay + 1 }, (_, d) => new Option(d ? `${20 * d} ms` : "none, quickest", d, d === 1, d === 1)));
+    $("delay").replaceChildren(...Array.from({ length: about.max_delay + 1 }, (_, d) => new Option(d ? `${20 * d} ms` : "none, quickest", d, d === 0, d === 0)));
     filesOf(about);
     loaded = true;
     named();
