@@ -44,7 +44,7 @@ def main() -> None:
     p.add_argument("--split", default="valid")
     p.add_argument("--clips", type=int, default=30)
     for name in SETTINGS:
-        p.add_argument(f"--{name}", default=str(getattr(Settings(), name)), help="comma-separated")
+        p.add_argument(f"--{name}", default=str(getattr(Settings(), name)).lower(), help="comma-separated")
     p.add_argument("--acted", action="store_true", help="acted speech that its licence kept out of training")
     p.add_argument("--live", action="store_true", help="as streams, which learn the source's register on the way")
     p.add_argument("--json", type=Path)
@@ -76,10 +76,10 @@ def main() -> None:
              for x, _, _, said in tqdm(sources, leave=False, unit="clip")]  # fmt: skip
     rows.append({"codec": judged(coded, [], kinds)})
     tqdm.write(f"codec alone: {told(rows[-1]['codec'])}")
-    grid = itertools.product(*([float(v) for v in getattr(a, n).split(",")] for n in SETTINGS))
+    grid = itertools.product(*([number(v) for v in getattr(a, n).split(",")] for n in SETTINGS))
     for values in tqdm(list(grid), unit="setting"):
         setting = dict(zip(SETTINGS, values))
-        settings = replace(Settings(), **{**setting, "delay": int(setting["delay"])})  # type: ignore[arg-type]
+        settings = replace(Settings(), **setting)  # type: ignore[arg-type]
         heard, margins = [], []
         for x, target, own, said in tqdm(sources, leave=False, unit="clip"):
             if a.live:
@@ -91,9 +91,13 @@ def main() -> None:
             margins.append(float(speaker.compare(own, speaker.analyse(y), voices[target][1])["margin"]))
         found = judged(heard, margins, kinds)
         rows.append({**setting, **found})
-        tqdm.write(f"{', '.join(f'{k} {v:g}' for k, v in setting.items())}: {told(found)}")
+        tqdm.write(f"{', '.join(f'{k} {v}' for k, v in setting.items())}: {told(found)}")
     if a.json:
         write_json(a.json, {"model": a.model, "split": a.split, "live": a.live, "rows": rows})
+
+
+def number(text: str) -> int | float | None:
+    return None if text == "none" else int(text) if text.isdecimal() else float(text)
 
 
 def calm(clip: dict[str, Any]) -> bool:

@@ -135,6 +135,9 @@ def test_file_equals_samples(changer: Changer, tmp_path: Path) -> None:
     assert rate == 22050 and torch.equal(y, changer.convert(x, "ada", 22050)[0])
     for seconds in (0.01, 0.37):
         assert torch.equal(torch.cat(list(changer.convert_blocks(tmp_path / "x.wav", "ada", seconds=seconds))), y)
+    assert changer.open(tmp_path / "x.wav", "ada").engine.delay == 1  # a file that is heard beforehand has the time
+    assert changer.open(tmp_path / "x.wav", "ada", Settings(delay=0)).engine.delay == 0
+    assert changer.open(tmp_path / "x.wav", "ada", scan=False).engine.delay == changer.stream("ada").engine.delay == 0
     live = torch.cat(list(changer.convert_blocks(tmp_path / "x.wav", "ada", scan=False)))
     assert torch.equal(live, pushed(changer.stream("ada", 22050), x, [len(x)]))
 

@@ -140,7 +140,7 @@ def test_a_file_is_known_beforehand(changer: Changer, tmp_path: Path) -> None:
     known = changer.open(tmp_path / "x.wav", "bela").engine.way
     assert known is not None and float(known.seen) > 50
     register = changer.scan_register(tmp_path / "x.wav")
-    stream = changer.stream("bela", RATE, source_register=register)
+    stream = changer.stream("bela", RATE, source_register=register, delay=1)
     stream.push(x)
     stream.flush()
     learnt = stream.snapshot().state.way

@@ -50,7 +50,8 @@ class Settings:
             are spoken as the language model has them.
         keep: share of the source's own sound that its voice does not explain which is kept, 0 to 1: clearer words, more
             of laughs and breath, less likeness. Ignored by autoregressive models and EnCodec.
-        delay: extra look-ahead of the language model in frames of 20 ms.
+        delay: extra look-ahead of the language model in frames of 20 ms; None for none, or for 1 where a file is heard
+            beforehand, which has the time.
         transpose: semitones added to the output's pitch.
         source_register: the source's mean pitch in Hz where it is known beforehand; else it is learnt
             within the first second of voice.
@@ -67,7 +68,7 @@ class Settings:
     guidance: float = 0.5
     fit: float = 1.0
     keep: float = 0.5
-    delay: int = 0
+    delay: int | None = None
     transpose: float = 0.0
     source_register: float | None = None
     context: int | None = None
@@ -80,7 +81,7 @@ class Settings:
             ("guidance", self.guidance, 0, 5),
             ("fit", self.fit, 0, 1),
             ("keep", self.keep, 0, 1),
-            ("delay", self.delay, 0, 1000),
+            ("delay", self.delay or 0, 0, 1000),
             ("transpose", self.transpose, -48, 48),
             ("source_register", register, 20, 2000),
             ("context", 1 if self.context is None else self.context, 1, 100_000),
@@ -135,7 +136,8 @@ class Engine:
         if settings.context is not None:  # the ring is as long as the model's config says: same weights, other ring
             lm = copy.copy(lm)
             lm.config = replace(lm.config, context=settings.context)
-        self.codec, self.units, self.lm, self.settings = codec, units, lm, settings
+        self.codec, self.units, self.lm = codec, units, lm
+        self.delay, self.settings = settings.delay or 0, settings
         self.steers = steerable(codec, lm)
         leads = self.steers and settings.guidance + settings.keep > 0
         self.scale = scale_of(codec) if leads else None  # type: ignore[arg-type]
@@ -166,7 +168,7 @@ class Engine:
     @property
     def lag(self) -> int:
         """Frames by which the output lags behind the input."""
-        return self.lookahead + self.settings.delay + self.codec.late
+        return self.lookahead + self.delay + self.codec.late
 
     @torch.inference_mode()
     def prompted(self) -> LMState:
@@ -189,7 +191,7 @@ class Engine:
         cache is full of the old voice, and with it the new one would go on imitating; it is thrown away. In
         its place the new voice says the last `WARM_UP` frames once more, unheard.
         """
-        lm, said = self.prompted(), max(0, s.taken - self.lookahead - self.settings.delay)
+        lm, said = self.prompted(), max(0, s.taken - self.lookahead - self.delay)
         again = _last(s.queue, min(said, WARM_UP))
         for due, frame in enumerate(again, said - len(again)):
             _, lm = self._speak(frame, lm, self._codes_of(due))
@@ -241,7 +243,7 @@ class Engine:
 
     def _answer(self, heard: Heard | None, s: EngineState) -> tuple[Tensor | None, EngineState]:
         """What is to be said once a frame was heard; None as long as nothing is due."""
-        delay = self.settings.delay
+        delay = self.delay
         s = s._replace(taken=s.taken + 1)
         if heard is None:
             return None, s
@@ -274,7 +276,7 @@ class Engine:
 
     def _speak(self, frame: Heard, lm: LMState, codes: int) -> tuple[Tensor, LMState]:
         c = self.settings
-        return self.lm.generate(_times(self._moved(frame), codes), lm, c.seed, c.temperature, c.delay, c.guidance)
+        return self.lm.generate(_times(self._moved(frame), codes), lm, c.seed, c.temperature, self.delay, c.guidance)
 
     def _moved(self, frame: Heard) -> Source:
         """A frame with its F0 moved from the source's register to the voice's."""

@@ -119,7 +119,7 @@ class Stream:
         # the largest remainder for any k:
         step = _gcd(chunk, hop) if chunk else Fraction(0)
         frame = hop - step + (-down % step if step else 0)
-        items = chunk, frame, e.lookahead * hop, e.settings.delay * hop, e.codec.late * hop, down + up
+        items = chunk, frame, e.lookahead * hop, e.delay * hop, e.codec.late * hop, down + up
         return Latency(*(1000.0 * float(x) for x in items))
 
     @property

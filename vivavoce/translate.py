@@ -97,11 +97,12 @@ class TranslationMode:
             said, index = self.detailed(source, said, when), a + torch.from_numpy(when)
             new = Source(torch.from_numpy(said)[None], expression[index][None], f0[index][None],
                          periodicity[index][None], level[index][None])  # fmt: skip
-            ahead = torch.arange(settings.delay, len(said) + settings.delay).clamp_max(len(said) - 1)
+            delay = min(1, changer.lm.config.max_delay) if settings.delay is None else settings.delay
+            ahead = torch.arange(delay, len(said) + delay).clamp_max(len(said) - 1)
             prompt = (crowd.source(), crowd.codes[None].long()) if crowd is not None else None
             lm = changer.lm.start(voice.source(), voice.codes[None].long(), prompt)
             codes, _ = changer.lm.generate(Source(*(t[:, ahead] for t in new)), lm, settings.seed,
-                                           settings.temperature, settings.delay, settings.guidance)  # fmt: skip
+                                           settings.temperature, delay, settings.guidance)  # fmt: skip
             if steerable(changer.codec, changer.lm):
                 codes = mend(changer.codec.quantiser.decode(codes), voice.fit, settings.fit)
             # one frame more closes the overlap; it repeats the last and is cut off

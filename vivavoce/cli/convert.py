@@ -57,8 +57,9 @@ def add(commands: Commands) -> None:
     c.add_argument("--temperature", type=float, metavar="T",
                    help="of sampling; 0 always takes the likeliest; for autoregressive models, "
                         "which the embedded one is not (default: as tuned)")  # fmt: skip
-    c.add_argument("--delay", type=int, default=0, metavar="FRAMES",
-                   help="let the model look this many frames of 20 ms further ahead (default 0)")  # fmt: skip
+    c.add_argument("--delay", type=int, metavar="FRAMES",
+                   help="let the model look this many frames of 20 ms further ahead "
+                        "(default 1 for a file that is heard beforehand, else 0)")  # fmt: skip
     c.add_argument("--transpose", type=float, default=0.0, metavar="SEMITONES",
                    help="shift the output's pitch from the target's register (default 0)")  # fmt: skip
     c.add_argument("--chunk", type=duration, metavar="40ms",
