@@ -19,7 +19,7 @@ RATE = 16000
 
 @pytest.fixture(scope="module")
 def changer(tmp_path_factory: pytest.TempPathFactory) -> Changer:
-    return vivavoce.load(tiny.build(tmp_path_factory.mktemp("model")))
+    return vivavoce.load(tiny.build(tmp_path_factory.mktemp("model")), threads=2)
 
 
 def size_of(state: Any) -> int:
