@@ -93,7 +93,7 @@ def main() -> None:
         rows.append({**setting, **found})
         tqdm.write(f"{', '.join(f'{k} {v}' for k, v in setting.items())}: {told(found)}")
     if a.json:
-        write_json(a.json, {"model": a.model, "split": a.split, "live": a.live, "rows": rows})
+        write_json(a.json, {"model": a.model, "split": a.split, "acted": a.acted, "live": a.live, "rows": rows})
 
 
 def number(text: str) -> int | float | None:

@@ -247,10 +247,9 @@ class Changer:
     ) -> tuple[Settings, Way | None]:
         """Hear a source's first minute: `settings` with its register and a delay, and its voice as against `voice`."""
         self._check_settings(settings)
-        delay = min(1, self.lm.config.max_delay) if settings.delay is None else settings.delay
         x = _first(blocks, round(SCAN_SECONDS * rate))
         register = self._register_of(iter([x]), rate)
-        settings = replace(settings, source_register=register, delay=delay)
+        settings = replace(settings, source_register=register).unhurried(self.lm)
         y = resample(x[None, : round(MAX_SECONDS * rate)], rate, self.units.config.sample_rate)[0]
         if not steerable(self.codec, self.lm) or not settings.guidance + settings.keep or not len(y):
             return settings, None
@@ -259,7 +258,7 @@ class Changer:
         f0, periodicity, level = prosody.dequantise(units[None])
         f0 = f0 * 2.0 ** (math.log2(voice.register / register) + settings.transpose / 12.0)
         source, prompt = Source(content[None], expression[None], f0, periodicity, level), voice.source()
-        said = [say(codec, self.lm, (prompt, voice.codes[None].long()), source, piece, delay)
+        said = [say(codec, self.lm, (prompt, voice.codes[None].long()), source, piece, settings.delay or 0)
                 for piece in torch.arange(len(content)).split(SCAN_PIECE)]  # fmt: skip
         return settings, look(torch.cat(said, 1)[0], self._own(y)[0], periodicity[0], scale_of(codec))
 

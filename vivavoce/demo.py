@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from vivavoce.changer import load
     from vivavoce.core.audio import save
+    from vivavoce.core.cores import cores
     from vivavoce.core.errors import VivavoceError
     from vivavoce.eval.measure import Pair, measure
     from vivavoce.eval.plots import draw
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     a.out.mkdir(parents=True, exist_ok=True)
     try:
-        changer, pairs, spent, audio = load(), [], 0.0, 0.0
+        changer, pairs, spent, audio = load(threads=min(2, cores())), [], 0.0, 0.0
         for name in a.voices.split(","):
             reference = a.out / f"voice-{name}.wav"
             save(reference, *changer.preview(name))

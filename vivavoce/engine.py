@@ -89,6 +89,10 @@ class Settings:
             if not low <= value <= high:  # NaN included
                 raise ConfigError(f"{name} {value} is out of range; give {low} to {high}")
 
+    def unhurried(self, lm: VoiceLM) -> Settings:
+        """As for a recording that is at hand, which has the time: one frame of delay, where nothing else was asked."""
+        return self if self.delay is not None else replace(self, delay=min(1, lm.config.max_delay))
+
 
 class Heard(NamedTuple):
     """One frame of the source: its units, F0 still in its own register, that register (log2 Hz, [B, 1]), and what the
@@ -141,6 +145,8 @@ class Engine:
         self.steers = steerable(codec, lm)
         leads = self.steers and settings.guidance + settings.keep > 0
         self.scale = scale_of(codec) if leads else None  # type: ignore[arg-type]
+        self.steer = functools.partial(_steer, codec, self.scale)  # not of the engine, which graphs would keep
+        self.shares = torch.tensor((settings.fit, settings.guidance, settings.keep), dtype=torch.float64)
         self.way = way or self._unknown()
         self.crowd = crowd if settings.guidance > 0 and not self.steers else None
         self.rate, self.hop = units.config.sample_rate, units.config.hop
@@ -262,12 +268,10 @@ class Engine:
         self, weights: Tensor, own: Tensor | None, periodicity: Tensor, way: Way | None
     ) -> tuple[Tensor, Way | None]:
         """Weights of codes of a frame -> vectors of the codec: mixed, mended, and led away from the source's own."""
-        c, found = self.settings, self.voice.fit if self.settings.fit else None
-        numbers = torch.tensor((c.fit, c.guidance, c.keep), dtype=torch.float64)
+        found = (self.voice.fit,) if self.voice.fit is not None and self.settings.fit else ()
         heard = () if own is None or way is None else (own, periodicity, way)
-        key = "steered", weights.shape, found is None, len(heard)
-        steer = functools.partial(_steer, self.codec, self.scale)  # not of the engine, which graphs would keep
-        said, way = traced(self.codec, steer, key, weights, () if found is None else (found,), heard, numbers)
+        key = "steered", weights.shape, len(found), len(heard)
+        said, way = traced(self.codec, self.steer, key, weights, found, heard, self.shares)
         return said, Way(*way) if way else None
 
     def _codes_of(self, t: int) -> int:
@@ -284,10 +288,10 @@ class Engine:
 
 
 def _steer(codec: VoiceCodec, scale: Scale | None, weights: Tensor, found: tuple, heard: tuple,
-           numbers: Tensor) -> tuple[Tensor, tuple]:  # fmt: skip
+           shares: Tensor) -> tuple[Tensor, tuple]:  # fmt: skip
     """See `Engine._steered`; of tensors and tuples, for a graph."""
     said = codec.quantiser.decode(weights)  # type: ignore[union-attr,operator]
-    fit, guidance, keep = numbers.unbind()
+    fit, guidance, keep = shares.unbind()
     mended = mend(said, found[0] if found else None, fit.to(said.dtype))
     if not heard or scale is None:
         return mended, ()

@@ -97,7 +97,7 @@ class TranslationMode:
             said, index = self.detailed(source, said, when), a + torch.from_numpy(when)
             new = Source(torch.from_numpy(said)[None], expression[index][None], f0[index][None],
                          periodicity[index][None], level[index][None])  # fmt: skip
-            delay = min(1, changer.lm.config.max_delay) if settings.delay is None else settings.delay
+            delay = settings.unhurried(changer.lm).delay or 0
             ahead = torch.arange(delay, len(said) + delay).clamp_max(len(said) - 1)
             prompt = (crowd.source(), crowd.codes[None].long()) if crowd is not None else None
             lm = changer.lm.start(voice.source(), voice.codes[None].long(), prompt)

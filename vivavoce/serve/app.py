@@ -37,7 +37,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache",
 }  # fmt: skip
 HELLO_SECONDS = 10.0  # for the first message of a socket
-NUMBERS: dict[str, tuple[type, Any]] = {"delay": (int, 1), "seed": (int, 0), "transpose": (float, 0.0)}
+NUMBERS: dict[str, tuple[type, Any]] = {"delay": (int, None), "seed": (int, 0), "transpose": (float, 0.0)}
 
 
 class Download(StreamingResponse):

@@ -190,8 +190,8 @@ class Bench:
         y, rate = self.changer.preview(self._voice(voice, data))
         return {"rate": rate}, y.numpy().tobytes()
 
-    def file(self, data: bytes, stream: int, path: str, name: str, voice: str, seconds: float, delay: int, seed: int,
-             transpose: float) -> Reply:  # fmt: skip
+    def file(self, data: bytes, stream: int, path: str, name: str, voice: str, seconds: float, delay: int | None,
+             seed: int, transpose: float) -> Reply:  # fmt: skip
         """Begin to convert a file: its rate and number of samples, once it is known to be whole."""
         from vivavoce.engine import Settings
 

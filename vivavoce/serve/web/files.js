@@ -23,7 +23,7 @@ function convert(file) {
   if (!voice || job) return;
   if (limits && file.size > limits.bytes) return failed(`${file.name} is larger than the ${Math.round(limits.bytes / 2 ** 20)} MB that this server takes. Cut it, or use the command line.`);
   job = new XMLHttpRequest();
-  const words = new URLSearchParams({ voice: voice.value, name: file.name, delay: $("delay").value || 1 }), name = voice.dataset.name;
+  const words = new URLSearchParams({ voice: voice.value, name: file.name }), name = voice.dataset.name;
   job.open("POST", `convert?${words}`);
   for (const [key, value] of Object.entries(authorization())) job.setRequestHeader(key, value);
   job.responseType = "blob";
