@@ -71,7 +71,7 @@ def _trace(module: nn.Module, call: Callable[..., Any], key: Hashable, args: tup
         if key not in graphs:
             warnings.simplefilter("ignore")  # shapes are constants here, and meant to be
             try:
-                if next(module.parameters()).device.type != "cpu":
+                if any(p.device.type != "cpu" for p in module.parameters()):
                     raise RuntimeError("not measured elsewhere")
                 graph = torch.jit.trace(_Call(module, call).eval(), _cloned(args), check_trace=False)
                 graph = torch.jit.freeze(graph)

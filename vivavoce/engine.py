@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from vivavoce.codec import VoiceCodec
+from vivavoce.codec.rvq import ResidualVQ
 from vivavoce.core.errors import ConfigError
 from vivavoce.core.layers import State
 from vivavoce.core.traced import traced
@@ -145,7 +146,8 @@ class Engine:
         self.steers = steerable(codec, lm)
         leads = self.steers and settings.guidance + settings.keep > 0
         self.scale = scale_of(codec) if leads else None  # type: ignore[arg-type]
-        self.steer = functools.partial(_steer, codec, self.scale)  # not of the engine, which graphs would keep
+        # of what it needs alone: a graph keeps, and copies when it is made, all that it is of
+        self.steer = functools.partial(_steer, codec.quantiser, self.scale)  # type: ignore[arg-type]
         self.shares = torch.tensor((settings.fit, settings.guidance, settings.keep), dtype=torch.float64)
         self.way = way or self._unknown()
         self.crowd = crowd if settings.guidance > 0 and not self.steers else None
@@ -242,7 +244,8 @@ class Engine:
         if len(levels) <= self.lookahead:
             return None, s
         due, vector = levels[0]
-        f0, periodicity, level = traced(self.units, prosody.rounded, due.shape, h.f0, h.periodicity, due)
+        key, pitch = ("rounded", *due.shape), (h.f0, h.periodicity)
+        f0, periodicity, level = traced(self.codec.framing, prosody.rounded, key, *pitch, due)
         own, register = self.register(f0, periodicity, s.register)
         source = Source(h.content, h.expression, f0, periodicity, level)
         return Heard(source, own, vector), s._replace(register=register)
@@ -271,7 +274,7 @@ class Engine:
         found = (self.voice.fit,) if self.voice.fit is not None and self.settings.fit else ()
         heard = () if own is None or way is None else (own, periodicity, way)
         key = "steered", weights.shape, len(found), len(heard)
-        said, way = traced(self.codec, self.steer, key, weights, found, heard, self.shares)
+        said, way = traced(self.codec.quantiser, self.steer, key, weights, found, heard, self.shares)
         return said, Way(*way) if way else None
 
     def _codes_of(self, t: int) -> int:
@@ -287,10 +290,10 @@ class Engine:
         return frame.source._replace(f0=frame.source.f0 * torch.exp2(self.shift - frame.own))
 
 
-def _steer(codec: VoiceCodec, scale: Scale | None, weights: Tensor, found: tuple, heard: tuple,
+def _steer(books: ResidualVQ, scale: Scale | None, weights: Tensor, found: tuple, heard: tuple,
            shares: Tensor) -> tuple[Tensor, tuple]:  # fmt: skip
     """See `Engine._steered`; of tensors and tuples, for a graph."""
-    said = codec.quantiser.decode(weights)  # type: ignore[union-attr,operator]
+    said = books.decode(weights)
     fit, guidance, keep = shares.unbind()
     mended = mend(said, found[0] if found else None, fit.to(said.dtype))
     if not heard or scale is None:
