@@ -33,7 +33,6 @@ from vivavoce.units import UnitEncoder
 class JointRecipe(LMRecipe):
     """`vivavoce train joint` reads this: what `train lm` does, and where the waveforms and the encoder are."""
 
-    pack: str = ""  # the pack behind the tokens
     units: str = ""  # folder of the encoder to go on from; tokens may be of another one
     warp: float = 0.17  # speaker perturbation, as in train units
     eq_db: float = 5.0
@@ -123,14 +122,11 @@ class JointTask(LMTask):
                            ("pack", "pack the tokens are made of (vivavoce prepare)")):  # fmt: skip
             if not getattr(config, name):
                 raise ConfigError(f"{name}: say which {what}")
-        head = Tokens(config.tokens).head
         encoder = UnitEncoder.from_pretrained(config.units)
         if not encoder.config.content_levels:
             raise ConfigError(f"units: {config.units} has classes for content, and only product codes (content_levels) "
                               "let gradients through")  # fmt: skip
-        self.waves = PackSource(config.pack, list(head["shards"]), head["shard_clips"], head.get("speeds", ()))
-        if self.waves.digest != head["pack_sha256"]:
-            raise ConfigError(f"pack: {config.tokens} was not made of {config.pack}")
+        self.waves = PackSource.behind(Tokens(config.tokens), config.pack)
         self.lookahead = encoder.config.lookahead
         super().__init__(config)
         assert isinstance(self.model, VoiceLM)
