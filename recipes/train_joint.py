@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vivavoce.codec import Codec
+from vivavoce.core import radix
 from vivavoce.core.errors import ConfigError
 from vivavoce.lm import Source, VoiceLM
 from vivavoce.recipes.corpus import HOP
@@ -40,6 +42,8 @@ class JointRecipe(LMRecipe):
     mask_bands: int = 10
     mask_steps: int = 10
     leak: float = 0.0  # weight of what a critic that learns beside hears of the source's speaker in conversions
+    reader: str | None = None  # folder of the encoder that made the tokens: it reads what is said once it is sound
+    reread: float = 3.0  # weight of its squared error, as a share of the levels' variance
 
 
 class JointTrainer(nn.Module):
@@ -130,6 +134,7 @@ class JointTask(LMTask):
         self.lookahead = encoder.config.lookahead
         super().__init__(config)
         assert isinstance(self.model, VoiceLM)
+        self.reader = self._reader(config.reader) if config.reader else None
         ears = None
         if config.critics and config.leak:  # the ears begin as one of the critics
             ears = Critics.from_pretrained(config.critics)
@@ -137,6 +142,16 @@ class JointTask(LMTask):
         self.model = JointTrainer(encoder, self.model, ears)
         for p in encoder.pitch.parameters():
             p.requires_grad_(False)
+
+    def _reader(self, folder: str) -> UnitEncoder:
+        reader, levels = UnitEncoder.from_pretrained(folder), Tokens(self.config.tokens).head["content_levels"]
+        if self.critics is None or not isinstance(self.codec, Codec):
+            raise ConfigError("reader: needs critics= and, in codec=, a codec of ours, through which it hears")
+        if reader.config.content_levels != levels:
+            raise ConfigError(f"reader: {folder} has content_levels {reader.config.content_levels}, tokens {levels}; "
+                              "name the encoder that made them")  # fmt: skip
+        self.codec.requires_grad_(False)
+        return reader.requires_grad_(False)
 
     def _more(self, sequences: Sequences, units: np.ndarray, prompt: np.ndarray) -> dict[str, np.ndarray]:
         part = "train" if sequences is self.train else self.held
@@ -157,9 +172,35 @@ class JointTask(LMTask):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         loss, numbers = super().loss(model, batch)
+        if "reread" in numbers:
+            loss = loss + self.config.reread * numbers["reread"]
         if "leak" in numbers:  # the ears' own loss moves nothing but them
             loss = loss + self.config.leak * numbers["leak"] + numbers["ears"]
         return loss, numbers
+
+    def _judged(self, said: Tensor, batch: dict[str, Tensor], turns: Turns) -> dict[str, Tensor]:
+        heard = super()._judged(said, batch, turns)
+        return heard | self._reread(said, batch, turns) if self.reader is not None else heard
+
+    def _reread(self, said: Tensor, b: dict[str, Tensor], turns: Turns) -> dict[str, Tensor]:
+        """Vectors [N, T, d], own voices first -> `reread`, how far the content units of their sound are from those of
+        the recordings: squared error of the levels before they are rounded, as a share of the levels' variance. Of
+        half as many rows as the batch has, the last ones, conversions if there are any: sound is dear."""
+        reader, codec = self.reader, self.codec
+        assert reader is not None and isinstance(codec, Codec)
+        reader, codec, some = reader.to(said.device).eval(), codec.to(said.device).eval(), -(-len(b["mask"]) // 2)
+        prompt = as_source({k[7:]: v for k, v in b.items() if k.startswith("prompt_")})
+        source = turned(prompt, as_source({**b, "prosody": b["sung"]}), turns)[1]
+        f0, periodicity, level = (x[-some:] for x in source[2:])
+        wave = codec.decode(said[-some:], f0, periodicity, level)[0][:, codec.late * HOP :]
+        d, fsq = reader.config.lookahead, reader.content_fsq
+        wave = torch.nn.functional.pad(wave, (0, (codec.late + d) * HOP))
+        content = reader.content_head(reader.features(reader.spectra(wave)[0])[0][:, d:]).float().tanh() * fsq.reach
+        levels = radix.unpack(b["said"][turns.source][-some:], list(fsq.levels)) - fsq.reach
+        known = b["mask"][turns.source][-some:] > 0
+        known[:, -(codec.late + d) :] = False  # their sound is not whole
+        error = (content - levels)[known].square().mean(0) / levels[known].var(0).clamp_min(0.1)
+        return {"reread": error.mean()}
 
     def _said(self, model: nn.Module, b: dict[str, Tensor], books: Tensor | None,
               turns: Turns | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip

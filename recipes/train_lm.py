@@ -267,6 +267,7 @@ class LMTask:
                 said = sequences.split.content[np.pad(here, pad, "edge")].astype(np.int64)
                 rows[-1] |= {"said": said, "who": sequences.speaker[used[0]], "speech": sequences.speech[used[0]]}
                 if training:
+                    rows[-1] |= {"sung": sequences.arrays(np.pad(here, pad, "edge"))["prosody"]}
                     rows[-1] |= {f"said_{k}": v[np.pad(here, pad, "edge")] for k, v in self.labels.items()}
         out = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
         return {**out, "delay": torch.tensor(delay)}

@@ -20,7 +20,7 @@ from vivavoce.lm import LMConfig, Source, VoiceLM
 from vivavoce.lm.model import UnitEmbedding
 from vivavoce.recipes import corpus, tokenise, train_critics, train_joint
 from vivavoce.recipes.corpus import HOP, NO_LABEL, RATE, Pack, PrepareConfig
-from vivavoce.recipes.critics import CriticConfig, Critics, crossed, turned
+from vivavoce.recipes.critics import CriticConfig, Critics, Turns, crossed, turned
 from vivavoce.recipes.sources import PackSource
 from vivavoce.recipes.tokenise import TokeniseConfig
 from vivavoce.recipes.tokens import Tokens
@@ -47,7 +47,10 @@ def made(tmp_path_factory) -> SimpleNamespace:
     corpus.prepare(PrepareConfig(str(root / "corpus"), str(root / "pack"), pitch=False, workers=1))
     torch.manual_seed(2)
     Codec(tiny.CODEC).save_pretrained(root / "codec")
-    UnitEncoder(UNITS).save_pretrained(root / "units")
+    encoder = UnitEncoder(UNITS)
+    with torch.no_grad():
+        encoder.content_head.weight.mul_(8.0)  # all levels occur
+    encoder.save_pretrained(root / "units")
     shape = LMConfig(content_units=75, content_levels=[5, 3, 5], expression_levels=[5, 3], n_codebooks=2,
                      codebook_size=tiny.CODEC.codebook_size, dim=32, layers=1, heads=2, hidden=32, depth_hidden=32,
                      context=20, autoregressive=False)  # fmt: skip
@@ -262,6 +265,43 @@ def test_the_critics_are_heard_and_stay_as_they_are(
     with torch.no_grad():
         assert set(task.loss(task.model, task._draw(task.valid, np.random.default_rng(0), training=False))[1]) == {
             "error", "nll_0", "nll_1"}  # fmt: skip
+
+
+def test_what_is_said_is_read_again_once_it_is_sound(
+    made: SimpleNamespace, critics: SimpleNamespace, tmp_path: Path
+) -> None:
+    """The recording itself is read as the tokens say, but for their rounding; another is not, nor a frame too late; and
+    the gradient alone makes conversions clearer."""
+    task = JointTask(asked(made, tmp_path, critics, reader=str(made.root / "units")))
+    b = next(b for i in range(99) if not int((b := task.batch(np.random.default_rng(i)))["delay"]))
+    said, own = torch.zeros(*b["mask"].shape, tiny.CODEC.code_dim), torch.arange(len(b["mask"]))
+
+    def error(wave: torch.Tensor, late: int = 1) -> float:
+        sound = torch.nn.functional.pad(wave, (late * HOP, 0))[:, : b["mask"].shape[1] * HOP]
+        task.codec.decode = lambda *_: (sound, None)
+        found = float(task._reread(said, b, Turns(own, own))["reread"])
+        del task.codec.decode
+        return found
+
+    assert error(b["wave"]) < 0.5 * min(error(b["wave"], late=2), error(b["wave"].roll(1, 0)))
+    optimiser = torch.optim.Adam([p for p in task.model.parameters() if p.requires_grad], lr=3e-3)
+    read = []
+    for step in range(24):
+        torch.manual_seed(step)
+        total, numbers = task.loss(task.model, task.batch(np.random.default_rng(step % 3)))
+        if not step:
+            assert float(total.detach()) > 2.0 * float(numbers["reread"].detach()) > 0
+        optimiser.zero_grad()
+        numbers["reread"].backward()
+        assert all(p.grad is None for p in (*task.reader.parameters(), *task.codec.parameters()))
+        optimiser.step()
+        read.append(float(numbers["reread"].detach()))
+    assert np.mean(read[-6:]) < np.mean(read[:6])
+    with pytest.raises(ConfigError, match="reader: needs critics="):
+        JointTask(replace(recipe(made, tmp_path), reader=str(made.root / "units")))
+    UnitEncoder(replace(UNITS, content_levels=[5, 5, 3])).save_pretrained(tmp_path / "units")
+    with pytest.raises(ConfigError, match=r"content_levels \[5, 5, 3\]"):
+        JointTask(asked(made, tmp_path, critics, reader=str(tmp_path / "units")))
 
 
 def test_critics_of_other_tokens_are_refused(made: SimpleNamespace, critics: SimpleNamespace, tmp_path: Path) -> None:
