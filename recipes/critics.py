@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from vivavoce.core import radix
 from vivavoce.core.checkpoint import PretrainedModule
 from vivavoce.lm import Source
-from vivavoce.recipes.corpus import NO_LABEL
 
 
 @dataclass
@@ -30,7 +29,6 @@ class CriticConfig:
     code_dim: int = 64
     speakers: int = 2
     content_levels: list[int] = field(default_factory=lambda: [5, 5])  # of the units that are said
-    labels: dict[str, int] = field(default_factory=dict)  # other labels of frames to read: classes by name
     dim: int = 192
     layers: int = 4
     dropout: float = 0.1
@@ -54,7 +52,7 @@ class Trunk(nn.Module):
 
 
 class Critics(PretrainedModule):
-    """Two networks that share nothing: one names speakers, one reads content units and what other labels there are."""
+    """Two networks that share nothing: one names speakers, one reads content units."""
 
     model_type: ClassVar[str] = "vivavoce-critics"
     Config: ClassVar[type] = CriticConfig
@@ -66,16 +64,14 @@ class Critics(PretrainedModule):
         self.attend = nn.Linear(c.dim, 1)
         self.who = nn.Sequential(nn.Linear(2 * c.dim, c.dim), nn.GELU(), nn.Linear(c.dim, c.speakers))
         self.said = nn.Linear(c.dim, sum(c.content_levels))
-        self.labels = nn.ModuleDict({name: nn.Linear(c.dim, n) for name, n in c.labels.items()})
 
     def hearing(self) -> nn.Module:
         """What names speakers."""
         return nn.ModuleList((self.hears, self.attend, self.who))
 
-    def forward(self, z: Tensor, mask: Tensor, speaker: Tensor, content: Tensor,
-                labels: dict[str, Tensor]) -> dict[str, Tensor]:  # fmt: skip
+    def forward(self, z: Tensor, mask: Tensor, speaker: Tensor, content: Tensor) -> dict[str, Tensor]:
         """Both questions: see `name` and `read`."""
-        return {**self.name(z, mask, speaker), **self.read(z, mask, content, labels)}
+        return {**self.name(z, mask, speaker), **self.read(z, mask, content)}
 
     def speaker(self, z: Tensor, mask: Tensor) -> Tensor:
         """Vectors [B, T, code_dim], of which those count where mask [B, T] is 1 -> logits [B, speakers], by attentive
@@ -86,38 +82,23 @@ class Critics(PretrainedModule):
         spread = ((w * h.square()).sum(1) - mean.square()).clamp_min(1e-5).sqrt()
         return self.who(torch.cat((mean, spread), dim=-1))
 
+    def words(self, z: Tensor) -> list[Tensor]:
+        """Vectors [B, T, code_dim] -> logits [B, T, n] of each of the content units' levels."""
+        return list(self.said(self.reads(z)).float().split(self.config.content_levels, dim=-1))
+
     def name(self, z: Tensor, mask: Tensor, speaker: Tensor) -> dict[str, Tensor]:
         """Cross-entropy in nats of speakers [B], and the share that is right."""
         who = self.speaker(z, mask).float()
         return {"who": F.cross_entropy(who, speaker), "who_hit": (who.argmax(-1) == speaker).float().mean()}
 
-    def read(self, z: Tensor, mask: Tensor, content: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Vectors [B, T, code_dim] and what is said in them, of those frames where mask [B, T] is 1.
-
-        Args:
-            content: packed content units [B, T].
-            labels: other labels [B, T] by name; NO_LABEL where there is none.
-
-        Returns:
-            `words`, the cross-entropy in nats of a level of the content units, on average over levels, and the share
-            that is right, `words_hit`; and the same of each of the labels (a 0 with a gradient where none is known).
-        """
-        known, h = mask > 0, self.reads(z)
+    def read(self, z: Tensor, mask: Tensor, content: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy in nats of a level of packed content units [B, T], on average over levels and over frames where
+        mask [B, T] is 1; and the share that is right."""
+        known = mask > 0
         levels = radix.unpack(content[known], self.config.content_levels)
-        said = self.said(h[known]).float().split(self.config.content_levels, dim=-1)
-        out = {"words": torch.stack([F.cross_entropy(x, y) for x, y in zip(said, levels.unbind(-1))]).mean(),
-               "words_hit": torch.stack([_hit(x, y) for x, y in zip(said, levels.unbind(-1))]).mean()}  # fmt: skip
-        for name, head in self.labels.items():
-            here = known & (labels[name] != NO_LABEL)
-            logits, truth = head(h[here]).float(), labels[name][here]
-            out[name] = F.cross_entropy(logits, truth) if len(truth) else logits.sum()
-            out[f"{name}_hit"] = _hit(logits, truth)
-        return out
-
-
-def _hit(logits: Tensor, truth: Tensor) -> Tensor:
-    """The share of classes [N] that logits [N, classes] guess right; NaN of none."""
-    return (logits.argmax(-1) == truth).float().mean()
+        pairs = [(x[known], levels[..., i]) for i, x in enumerate(self.words(z))]
+        return {"words": torch.stack([F.cross_entropy(x, y) for x, y in pairs]).mean(),
+                "words_hit": torch.stack([(x.argmax(-1) == y).float().mean() for x, y in pairs]).mean()}  # fmt: skip
 
 
 class Turns(NamedTuple):

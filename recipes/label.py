@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from vivavoce.core.checkpoint import atomic_path
 from vivavoce.core.errors import ConfigError, CorpusError
-from vivavoce.recipes.corpus import HOP, NO_LABEL, RATE, Pack, licence_parts, read_clip, scan
+from vivavoce.recipes.corpus import HOP, RATE, licence_parts, read_clip, scan
 
 Teacher = Callable[[np.ndarray], np.ndarray]  # samples [n] at 16 kHz -> features [ceil(n / 320), dim]
 GAP = 40  # frames (0.8 s) of silence between the clips that share a window
@@ -192,23 +192,6 @@ def read_phonemes(path: str) -> dict[str, list[tuple[int, float, float]]]:
                           for p, (a, b) in zip(r["phonemes"], r["spans"])] for r in rows}  # fmt: skip
     except (OSError, EOFError, ValueError, KeyError, TypeError) as e:
         raise CorpusError(f"{path}: not a phoneme file ({e!r}); a line is {{id, phonemes, spans}}") from None
-
-
-def in_pack(pack: Pack, path: str, earlier: int = 0) -> tuple[np.ndarray, int]:
-    """A phoneme a frame of a pack (NO_LABEL where there is none), and how many phonemes there are.
-
-    Raises:
-        CorpusError: a file that cannot be read, or that names no clip of the pack.
-    """
-    spans = read_phonemes(path)
-    out = np.full(len(pack.teacher), NO_LABEL, np.uint16)
-    for clip in pack.clips:
-        if clip["id"] in spans:
-            named = phones_of(spans[clip["id"]], clip["frames"], earlier)
-            out[clip["offset"] : clip["offset"] + clip["frames"]] = np.where(named == UNKNOWN, NO_LABEL, named)
-    if (out == NO_LABEL).all():
-        raise CorpusError(f"{path}: names no clip of {pack.folder}")
-    return out, int(out[out != NO_LABEL].max()) + 1
 
 
 def phones_of(spans: list[tuple[int, float, float]], frames: int, earlier: int = 0) -> np.ndarray:

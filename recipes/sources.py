@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from vivavoce.core.errors import ConfigError, CorpusError
+from vivavoce.core.errors import CorpusError
 from vivavoce.recipes.corpora.hub import FILE, HubSource
 from vivavoce.recipes.corpus import HOP, RATE, TOLD, Pack, allowed, read_clip
 from vivavoce.recipes.data import stretched
-from vivavoce.recipes.tokens import Tokens, is_token
+from vivavoce.recipes.tokens import is_token
 
 Job = tuple[str, int]
 Block = list[tuple[dict[str, Any], Callable[[], np.ndarray]]]  # clips with `frames`, and how to get [frames * hop]
@@ -93,24 +93,6 @@ class PackSource:
 
     def take_skipped(self) -> int:
         return 0
-
-    @classmethod
-    def behind(cls, tokens: Tokens, folder: str) -> PackSource:
-        """The pack that tokens were made of. Raises ConfigError when it is another."""
-        head = tokens.head
-        source = cls(folder, list(head["shards"]), head["shard_clips"], head.get("speeds", ()))
-        if source.digest != head["pack_sha256"]:
-            raise ConfigError(f"pack: {tokens.folder} was not made of {folder}")
-        return source
-
-    def along(self, part: str, values: np.ndarray) -> np.ndarray:
-        """What is known of each frame of the pack [F] -> of each frame of a split, clip after clip; a copy at another
-        speed goes with what it is a copy of."""
-        def frames(c: dict[str, Any]) -> np.ndarray:
-            at = ((np.arange(c["frames"]) + 0.5) * c.get("speed", 1.0)).astype(np.int64)
-            return values[c["offset"] + np.minimum(at, c.get("original", c["frames"]) - 1)]
-
-        return np.concatenate([frames(c) for c in self.clips[part]])
 
 
 def _faster(clip: dict[str, Any], speed: float) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""Train the critics: on the codec's vectors of real speech, whose voice it is and what is said: content units and,
-where the pack is named, the labels of its teacher and phonemes.
+"""Train the critics: on the codec's vectors of real speech, whose voice it is and which content units are said.
 
 What they judge later are mixed vectors, which are smoother than real ones: so they see vectors of fewer codebooks,
 smoothed in time and with noise, too.
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from vivavoce.core.errors import ConfigError
 from vivavoce.recipes.critics import CriticConfig, Critics
 from vivavoce.recipes.tokens import Tokens
-from vivavoce.recipes.train_lm import LMRecipe, Sequences, codec_of, labels_of, summed
+from vivavoce.recipes.train_lm import LMRecipe, Sequences, codec_of, summed
 from vivavoce.recipes.trainer import TrainConfig, fit
 
 
@@ -29,9 +28,6 @@ class CriticRecipe:
     codec: str  # folder of the codec behind the tokens
     train: TrainConfig
     model: CriticConfig = field(default_factory=CriticConfig)
-    pack: str = ""  # the pack behind the tokens: what its teacher labels is read, too, and
-    phonemes: str | None = None  # JSONL (.gz) of {"id", "phonemes", "spans"}, see recipes.label
-    spans_earlier: int = 0  # frames by which the spans lie late
     batch_size: int = 32
     crop_frames: int = 150
     boost: dict = field(default_factory=dict)
@@ -51,8 +47,7 @@ class CriticTask:
         drawn = LMRecipe(config.tokens, config.train, crop_frames=config.crop_frames, boost=config.boost)
         parts = ("train", "valid") if tokens.head["shards"].get("valid") else ("train",)
         self.parts = {name: Sequences(tokens.split(name), drawn) for name in parts}
-        self.labels, classes = labels_of(tokens, config.pack, config.phonemes, config.spans_earlier)
-        shape = {"code_dim": self.books.shape[-1], "content_levels": tokens.head["content_levels"], "labels": classes,
+        shape = {"code_dim": self.books.shape[-1], "content_levels": tokens.head["content_levels"],
                  "speakers": int(self.parts["train"].speaker.max()) + 1}  # fmt: skip
         torch.manual_seed(config.train.seed)
         self.model: nn.Module = Critics(CriticConfig(**{**vars(config.model), **shape}))
@@ -66,17 +61,15 @@ class CriticTask:
             used, at, _, _ = seqs.target(rng, 0)
             pad = (0, c.crop_frames - len(at))
             padded = np.pad(at, pad, "edge")
-            rows.append({"codes": seqs.split.codes[padded].astype(np.int64),
-                         "content": seqs.split.content[padded].astype(np.int64),
-                         "mask": (np.arange(c.crop_frames) < len(at)).astype(np.float32),
-                         "who": seqs.speaker[used[0]],
-                         **{k: v[padded] for k, v in self.labels.get(part, {}).items()}})  # fmt: skip
-        return {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
+            rows.append((seqs.split.codes[padded].astype(np.int64), seqs.split.content[padded].astype(np.int64),
+                         (np.arange(c.crop_frames) < len(at)).astype(np.float32), seqs.speaker[used[0]]))  # fmt: skip
+        codes, content, mask, who = (torch.from_numpy(np.stack(x)) for x in zip(*rows))
+        return {"codes": codes, "content": content, "mask": mask, "who": who}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         z = self._vectors(batch["codes"], worse=True)
-        out = model(z, batch["mask"], batch["who"], batch["content"], batch)
-        return sum(v for k, v in out.items() if not k.endswith("_hit")), out  # type: ignore[return-value]
+        out = model(z, batch["mask"], batch["who"], batch["content"])
+        return out["who"] + out["words"], out
 
     def _vectors(self, codes: Tensor, worse: bool) -> Tensor:
         books = self.books.to(codes.device)
@@ -103,8 +96,8 @@ class CriticTask:
             z, b = drawn("train", i)
             who = model.name(z, b["mask"], b["who"])
             z, b = drawn([*self.parts][-1], i)
-            rows.append({"who_hit": who["who_hit"], **model.read(z, b["mask"], b["content"], b)})
-        return {k: float(np.nanmean([float(r[k]) for r in rows])) for k in rows[0]}
+            rows.append({"who_hit": who["who_hit"], **model.read(z, b["mask"], b["content"])})
+        return {k: float(np.mean([float(r[k]) for r in rows])) for k in rows[0]}
 
     def export(self, folder: Path) -> None:
         assert isinstance(self.model, Critics)

@@ -35,6 +35,7 @@ from vivavoce.units import UnitEncoder
 class JointRecipe(LMRecipe):
     """`vivavoce train joint` reads this: what `train lm` does, and where the waveforms and the encoder are."""
 
+    pack: str = ""  # the pack behind the tokens
     units: str = ""  # folder of the encoder to go on from; tokens may be of another one
     warp: float = 0.17  # speaker perturbation, as in train units
     eq_db: float = 5.0
@@ -126,11 +127,14 @@ class JointTask(LMTask):
                            ("pack", "pack the tokens are made of (vivavoce prepare)")):  # fmt: skip
             if not getattr(config, name):
                 raise ConfigError(f"{name}: say which {what}")
+        head = Tokens(config.tokens).head
         encoder = UnitEncoder.from_pretrained(config.units)
         if not encoder.config.content_levels:
             raise ConfigError(f"units: {config.units} has classes for content, and only product codes (content_levels) "
                               "let gradients through")  # fmt: skip
-        self.waves = PackSource.behind(Tokens(config.tokens), config.pack)
+        self.waves = PackSource(config.pack, list(head["shards"]), head["shard_clips"], head.get("speeds", ()))
+        if self.waves.digest != head["pack_sha256"]:
+            raise ConfigError(f"pack: {config.tokens} was not made of {config.pack}")
         self.lookahead = encoder.config.lookahead
         super().__init__(config)
         assert isinstance(self.model, VoiceLM)
@@ -190,7 +194,7 @@ class JointTask(LMTask):
         assert reader is not None and isinstance(codec, Codec)
         reader, codec, some = reader.to(said.device).eval(), codec.to(said.device).eval(), -(-len(b["mask"]) // 2)
         prompt = as_source({k[7:]: v for k, v in b.items() if k.startswith("prompt_")})
-        source = turned(prompt, as_source({**b, "prosody": b["sung"]}), turns)[1]
+        source = turned(prompt, as_source({**b, "prosody": b["melody"]}), turns)[1]
         f0, periodicity, level = (x[-some:] for x in source[2:])
         wave = codec.decode(said[-some:], f0, periodicity, level)[0][:, codec.late * HOP :]
         d, fsq = reader.config.lookahead, reader.content_fsq

@@ -20,11 +20,9 @@ from vivavoce.core import radix
 from vivavoce.core.errors import ConfigError, CorpusError
 from vivavoce.core.resample import resample
 from vivavoce.lm import LMConfig, Source, VoiceLM
-from vivavoce.recipes import label
-from vivavoce.recipes.corpus import NO_LABEL, RATE
+from vivavoce.recipes.corpus import RATE
 from vivavoce.recipes.critics import Critics, Turns, crossed, turned
 from vivavoce.recipes.data import weights
-from vivavoce.recipes.sources import PackSource
 from vivavoce.recipes.tokens import Tokens, TokenSplit
 from vivavoce.recipes.trainer import TrainConfig, fit, take_over
 from vivavoce.units import prosody
@@ -52,10 +50,6 @@ class LMRecipe:
     critics: str | None = None  # folder of critics to ask of conversions within a batch (recipes.critics)
     likeness: float = 0.3  # weight of the target speaker's cross-entropy, by the critics
     words: float = 1.0  # weight of the content units'
-    labels: float = 0.5  # weight of each of the other labels', where the critics read such
-    pack: str = ""  # the pack behind the tokens, and
-    phonemes: str | None = None  # phonemes (see train critics), for critics that read such labels
-    spans_earlier: int = 0
     valid_batches: int = 12
     listen_pairs: int = 16
 
@@ -199,7 +193,6 @@ class LMTask:
         if config.regression:
             self.books, self.spread = self._vectors()
         self.critics: Critics | None = None
-        self.labels: dict[str, np.ndarray] = {}
         if config.critics:
             self._hire(config.critics)
 
@@ -212,12 +205,6 @@ class LMTask:
             raise ConfigError(f"critics: {critics} knows {self.critics.config.speakers} speakers, {c.tokens} has "
                               f"{speakers}; train them on the same tokens")  # fmt: skip
         self.critics.requires_grad_(False)  # in training mode all the same: dropout makes them harder to please
-        if known := self.critics.config.labels:
-            labels, classes = labels_of(Tokens(c.tokens), c.pack, c.phonemes, c.spans_earlier)
-            if classes != known:
-                raise ConfigError(f"critics: {critics} reads {known}, pack= and phonemes= give {classes or 'none'}; "
-                                  "name those that they were trained with")  # fmt: skip
-            self.labels = labels["train"]
 
     def _vectors(self) -> tuple[Tensor, float]:
         """The codec's vectors [K, codebook_size, d], and the variance of the sums that occur, over all d."""
@@ -267,8 +254,7 @@ class LMTask:
                 said = sequences.split.content[np.pad(here, pad, "edge")].astype(np.int64)
                 rows[-1] |= {"said": said, "who": sequences.speaker[used[0]], "speech": sequences.speech[used[0]]}
                 if training:
-                    rows[-1] |= {"sung": sequences.arrays(np.pad(here, pad, "edge"))["prosody"]}
-                    rows[-1] |= {f"said_{k}": v[np.pad(here, pad, "edge")] for k, v in self.labels.items()}
+                    rows[-1] |= {"melody": sequences.arrays(np.pad(here, pad, "edge"))["prosody"]}
         out = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
         return {**out, "delay": torch.tensor(delay)}
 
@@ -292,7 +278,6 @@ class LMTask:
         if turns is not None:
             heard |= self._judged(said, batch, turns)
             loss = loss + c.likeness * heard["who"] + c.words * heard["words"]
-            loss = loss + c.labels * sum(heard[k] for k in self.labels)
         return loss, numbers | heard
 
     def _judged(self, said: Tensor, batch: dict[str, Tensor], turns: Turns) -> dict[str, Tensor]:
@@ -301,9 +286,7 @@ class LMTask:
         critics, n = self.critics.to(said.device).train(), len(batch["mask"])
         mask, content, who = batch["mask"][turns.source], batch["said"][turns.source], batch["who"][turns.prompt]
         crossing = slice(n if len(said) > n else 0, None)  # a batch without conversions: each in its own voice
-        labels = {k: batch[f"said_{k}"][turns.source] for k in self.labels}
-        return {**critics.name(said[crossing], mask[crossing], who[crossing]),
-                **critics.read(said, mask, content, labels)}  # fmt: skip
+        return {**critics.name(said[crossing], mask[crossing], who[crossing]), **critics.read(said, mask, content)}
 
     def _said(self, model: nn.Module, b: dict[str, Tensor], books: Tensor | None,
               turns: Turns | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
@@ -371,30 +354,6 @@ class LMTask:
     def export(self, folder: Path) -> None:
         assert isinstance(self.model, VoiceLM)
         self.model.save_pretrained(folder)
-
-
-def labels_of(tokens: Tokens, pack: str, phonemes: str | None,
-              earlier: int) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int]]:  # fmt: skip
-    """What critics may read beside content units, of each frame of the tokens' splits: the labels of the teacher that
-    `pack` holds, and phonemes (recipes.label). By split and name, int64 [N], NO_LABEL where there is none; and how many
-    classes each has. Without a pack, none.
-
-    Raises:
-        ConfigError: not the pack that the tokens were made of; phonemes without a pack.
-        CorpusError: a file that cannot be read.
-    """
-    if not pack:
-        if phonemes:
-            raise ConfigError("phonemes: need pack=, the pack behind the tokens")
-        return {}, {}
-    source, named, classes = PackSource.behind(tokens, pack), {}, {}
-    teacher = np.asarray(source.pack.teacher)
-    if (teacher != NO_LABEL).any():
-        named["teacher"], classes["teacher"] = teacher, int(teacher[teacher != NO_LABEL].max()) + 1
-    if phonemes:
-        named["phoneme"], classes["phoneme"] = label.in_pack(source.pack, phonemes, earlier)
-    return {part: {k: source.along(part, v).astype(np.int64) for k, v in named.items()}
-            for part in source.clips}, classes  # fmt: skip
 
 
 def codec_of(tokens: Tokens, name: str) -> VoiceCodec:

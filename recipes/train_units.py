@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vivavoce.core.errors import ConfigError
+from vivavoce.core.errors import ConfigError, CorpusError
 from vivavoce.core.layers import ConvNeXtStack
 from vivavoce.recipes import label
 from vivavoce.recipes.corpus import NO_LABEL, Pack, check_grid
@@ -170,7 +170,7 @@ class UnitsTask:
         check_grid("model", config.model.sample_rate, config.model.hop, config.pack)
         self.pack = Pack(config.pack)
         spare = -(-config.crop_frames * config.speed // 20)  # what a faster crop needs more
-        named, count = self._phonemes() if config.phonemes and not config.only_pitch else ({}, 0)
+        named, count = phonemes_of(self.pack, config) if config.phonemes and not config.only_pitch else ({}, 0)
         self.crops = Crops(self.pack, "train", config.crop_frames + spare, config.boost, named)
         torch.manual_seed(config.train.seed)
         start = UnitEncoder.from_pretrained(config.start_from) if config.start_from else None
@@ -185,13 +185,6 @@ class UnitsTask:
             self.model.encoder.pitch.requires_grad_(True)  # type: ignore[operator,union-attr]
         elif not config.pitch_weight:
             self.model.encoder.pitch.requires_grad_(False)  # type: ignore[operator,union-attr]
-
-    def _phonemes(self) -> tuple[dict[str, np.ndarray], int]:
-        c = self.config
-        if not c.model.content_levels:
-            raise ConfigError("phonemes: needs model.content_levels, a product code that they can shape")
-        named, count = label.in_pack(self.pack, str(c.phonemes), c.spans_earlier)
-        return {"phoneme": named}, count
 
     def batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
         c, items = self.config, []
@@ -238,6 +231,26 @@ class UnitsTask:
         encoder = self.model.encoder
         assert isinstance(encoder, UnitEncoder)
         encoder.save_pretrained(folder)
+
+
+def phonemes_of(pack: Pack, config: UnitsRecipe) -> tuple[dict[str, np.ndarray], int]:
+    """A phoneme a frame of the pack (NO_LABEL where there is none), and how many phonemes there are.
+
+    Raises:
+        ConfigError: without `content_levels`, where the unit itself is the teacher's label.
+        CorpusError: a file that cannot be read, or that names no clip of the pack.
+    """
+    if not config.model.content_levels:
+        raise ConfigError("phonemes: needs model.content_levels, a product code that they can shape")
+    spans = label.read_phonemes(str(config.phonemes))
+    out = np.full(len(pack.teacher), NO_LABEL, np.uint16)
+    for clip in pack.clips:
+        if clip["id"] in spans:
+            named = label.phones_of(spans[clip["id"]], clip["frames"], config.spans_earlier)
+            out[clip["offset"] : clip["offset"] + clip["frames"]] = np.where(named == label.UNKNOWN, NO_LABEL, named)
+    if (out == NO_LABEL).all():
+        raise CorpusError(f"{config.phonemes}: names no clip of {config.pack}")
+    return {"phoneme": out}, int(out[out != NO_LABEL].max()) + 1
 
 
 def run(config: UnitsRecipe) -> dict[str, float]:

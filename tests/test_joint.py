@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,16 +13,13 @@ import torch
 
 from vivavoce.codec import Codec
 from vivavoce.core import radix
-from vivavoce.core.checkpoint import read_json, write_json
 from vivavoce.core.errors import ConfigError
 from vivavoce.lm import LMConfig, Source, VoiceLM
 from vivavoce.lm.model import UnitEmbedding
 from vivavoce.recipes import corpus, tokenise, train_critics, train_joint
-from vivavoce.recipes.corpus import HOP, NO_LABEL, RATE, Pack, PrepareConfig
+from vivavoce.recipes.corpus import HOP, RATE, PrepareConfig
 from vivavoce.recipes.critics import CriticConfig, Critics, Turns, crossed, turned
-from vivavoce.recipes.sources import PackSource
 from vivavoce.recipes.tokenise import TokeniseConfig
-from vivavoce.recipes.tokens import Tokens
 from vivavoce.recipes.train_critics import CriticRecipe, CriticTask
 from vivavoce.recipes.train_joint import JointRecipe, JointTask
 from vivavoce.recipes.train_lm import LMTask
@@ -142,60 +138,6 @@ def test_tokens_of_other_units_will_do(made: SimpleNamespace, tmp_path: Path) ->
         LMTask(replace(recipe(made, tmp_path / "run"), model=shape))
 
 
-def test_what_is_known_of_the_pack_goes_along_with_its_tokens(made: SimpleNamespace, tmp_path: Path) -> None:
-    tokens = Tokens(made.root / "tokens")
-    source = PackSource.behind(tokens, str(made.root / "pack"))
-    frames = np.arange(len(source.pack.teacher))
-    along, split = source.along("train", frames), tokens.split("train")
-    assert len(along) == split.offsets[-1]
-    clips, first = source.clips["train"], split.offsets
-    for i, clip in enumerate(clips):
-        here = along[first[i] : first[i + 1]] - clip["offset"]
-        if "speed" in clip:  # a copy that is a quarter faster: it begins and ends with what it copies
-            assert clip["speed"] == 1.25 and here[0] == 0 and (np.diff(here) >= 1).all()
-            assert here[-1] in (clip["original"] - 1, clip["original"] - 2)
-        else:
-            np.testing.assert_array_equal(here, np.arange(clip["frames"]))
-    other = replace_digest(made.root / "tokens", tmp_path)
-    with pytest.raises(ConfigError, match="was not made of"):
-        PackSource.behind(Tokens(other), str(made.root / "pack"))
-
-
-def replace_digest(tokens: Path, folder: Path) -> Path:
-    head = {**read_json(tokens / "tokens.json"), "pack_sha256": "0"}
-    write_json(folder / "tokens.json", head)
-    return folder
-
-
-def test_critics_read_phonemes_and_the_teachers_labels_too(made: SimpleNamespace, tmp_path: Path) -> None:
-    """They learn them, where there are any; and a joint training that asks them has to name the same."""
-    clips = Pack(made.root / "pack").clips
-    spans = tmp_path / "phonemes.jsonl"
-    spans.write_text("".join(json.dumps({"id": c["id"], "phonemes": ["a", "b"], "spans": [[0, 0.3], [0.3, 0.6]]}) + "\n"
-                             for c in clips))  # fmt: skip
-    known = {"pack": str(made.root / "pack"), "phonemes": str(spans)}
-    config = CriticRecipe(*(str(made.root / n) for n in ("tokens", "codec")), **known,
-                          model=CriticConfig(dim=16, layers=2, dropout=0.0), batch_size=8, crop_frames=30, noise=0.0,
-                          train=TrainConfig(str(tmp_path / "critics"), steps=60, warmup_steps=1, learning_rate=1e-2,
-                                            validate_every=100))  # fmt: skip
-    task = CriticTask(config)
-    batch = task.batch(np.random.default_rng(0))
-    assert set(batch["phoneme"].unique().tolist()) == {0, 1, NO_LABEL} and "teacher" not in batch
-    before = task.validate()
-    after = train_critics.run(config)
-    assert after["phoneme"] < before["phoneme"] - 0.1 and after["phoneme_hit"] > before["phoneme_hit"]
-    with pytest.raises(ConfigError, match="phonemes: need pack="):
-        CriticTask(replace(config, pack=""))
-    joint = replace(recipe(made, tmp_path / "joint"), batch_size=6, critics=str(tmp_path / "critics" / "export"))
-    with pytest.raises(ConfigError, match=r"reads \{'phoneme': 2\}, pack= and phonemes= give none"):
-        JointTask(joint)
-    asked = JointTask(replace(joint, phonemes=str(spans)))
-    numbers = asked.loss(asked.model, asked.batch(np.random.default_rng(0)))[1]
-    assert float(numbers["phoneme"]) > 0 and 0 <= float(numbers["phoneme_hit"]) <= 1
-    numbers["phoneme"].backward()
-    assert float(asked.model.encoder.content_head.weight.grad.abs().sum()) > 0
-
-
 @pytest.fixture(scope="module")
 def critics(made: SimpleNamespace) -> SimpleNamespace:
     """Critics of the small corpus, trained until they know its two speakers, and two more at another speed."""
@@ -278,7 +220,7 @@ def test_what_is_said_is_read_again_once_it_is_sound(
 
     def error(wave: torch.Tensor, late: int = 1) -> float:
         sound = torch.nn.functional.pad(wave, (late * HOP, 0))[:, : b["mask"].shape[1] * HOP]
-        task.codec.decode = lambda *_: (sound, None)
+        task.codec.decode = lambda *_: (sound[-3:], None)  # half of the batch
         found = float(task._reread(said, b, Turns(own, own))["reread"])
         del task.codec.decode
         return found

@@ -494,10 +494,10 @@ def test_units_learn_phonemes(pack, corpora, tokens, tmp_path):
     config.pitch_weight, config.expression_weight, config.speed = 0.0, 0.0, 0
     config.train = TrainConfig(str(tmp_path), steps=60, warmup_steps=2, validate_every=1000, learning_rate=3e-3)
     task = train_units.UnitsTask(config)
-    (named, count), clip = label.in_pack(pack, corpora.phonemes), pack.split("train")[0]
-    assert count <= len(PHONES) and len(named) == len(pack.teacher)
+    (named, count), clip = train_units.phonemes_of(pack, config), pack.split("train")[0]
+    assert count <= len(PHONES) and len(named["phoneme"]) == len(pack.teacher)
     spans = next(v for k, v in label.read_phonemes(corpora.phonemes).items() if k == clip["id"])
-    assert named[clip["offset"]] == spans[0][0]
+    assert named["phoneme"][clip["offset"]] == spans[0][0]
     with torch.no_grad():
         before = task.validate()["speech/spell_hit"]
     assert train_units.run(config)["speech/spell_hit"] > max(before, 1.5 / count)  # better than by chance
