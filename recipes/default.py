@@ -113,6 +113,8 @@ def stages(recipe: DefaultRecipe) -> dict[str, Any]:
     if recipe.critics is not None:
         found["critics"] = build("critics", train_critics.CriticRecipe, listen)
         together["critics"] = str(out / "critics" / "export")
+        if not isinstance(recipe.codec, str):  # through our own codec the encoder behind the tokens reads what is said
+            together["reader"] = str(out / "pitch" / "export")
     if recipe.joint is not None:
         found["joint"] = build("joint", train_joint.JointRecipe, together)
     return found

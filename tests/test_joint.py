@@ -13,10 +13,11 @@ import torch
 
 from vivavoce.codec import Codec
 from vivavoce.core import radix
-from vivavoce.core.errors import ConfigError
+from vivavoce.core.errors import CheckpointError, ConfigError
 from vivavoce.lm import LMConfig, Source, VoiceLM
 from vivavoce.lm.model import UnitEmbedding
 from vivavoce.recipes import corpus, tokenise, train_critics, train_joint
+from vivavoce.recipes.average import average
 from vivavoce.recipes.corpus import HOP, RATE, PrepareConfig
 from vivavoce.recipes.critics import CriticConfig, Critics, Turns, crossed, turned
 from vivavoce.recipes.tokenise import TokeniseConfig
@@ -284,3 +285,23 @@ def test_ears_learn_the_source_and_conversions_learn_to_hide_it(
             optimiser.step()
             heard.append(float(value.detach()))
         assert np.mean(heard[-5:]) < np.mean(heard[:5]), name
+
+
+def test_the_mean_of_models_is_their_weights_mean(made: SimpleNamespace, tmp_path: Path) -> None:
+    for i in (1, 2):
+        torch.manual_seed(i)
+        UnitEncoder(UNITS).save_pretrained(tmp_path / f"{i}/units")
+        VoiceLM(made.lm).save_pretrained(tmp_path / f"{i}/lm")
+    a, b, out = (tmp_path / n for n in ("1", "2", "mean"))
+    assert average([a, b], out) == ["units", "lm"]
+    for part, kind in (("units", UnitEncoder), ("lm", VoiceLM)):
+        x, y, mean = (kind.from_pretrained(f / part).state_dict() for f in (a, b, out))
+        assert any(not torch.equal(x[k], y[k]) for k in x)
+        for k, v in mean.items():
+            torch.testing.assert_close(v, (x[k] + y[k]) / 2 if v.is_floating_point() else x[k])
+    VoiceLM(replace(made.lm, hidden=48)).save_pretrained(tmp_path / "2/lm")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        average([a, b], tmp_path / "other")
+    for folders, says in (([a], "two folders"), ([tmp_path / "no", b], "holds none of")):
+        with pytest.raises(ConfigError, match=says):
+            average(folders, tmp_path / "other")

@@ -586,8 +586,10 @@ def test_a_joint_stage_goes_on_with_what_the_tokens_are_made_of():
     assert (joint.pack, joint.start_from, joint.train.out) == ("/o/pack", "/o/lm/export", "/o/joint")
     assert (configs["critics"].tokens, configs["critics"].codec) == (tokens.out, tokens.codec)
     assert joint.critics == "/o/critics/export" and [*configs][-2:] == ["critics", "joint"]
+    assert joint.reader == tokens.units  # reads again what it once read for the tokens
     recipe.critics = None
-    assert default.stages(recipe)["joint"].critics is None  # not those that joint.yaml names
+    alone = default.stages(recipe)["joint"]
+    assert alone.critics is None and alone.reader is None  # not those that joint.yaml names
     assert joint.model == lm.model  # it goes on with all of its weights
 
 
