@@ -227,8 +227,8 @@ class LMTask:
             # never the clip's own units in training: what they leak of the speaker would be copied at run time
             view = int(rng.integers(1, self.views + 1)) if training and self.views else 0
             ahead = sequences.arrays(np.pad(there, pad, "edge"), view)
-            fine = sequences.arrays(np.pad(here, pad, "edge"))["codes"]
-            codes = fine[:, : c.model.n_codebooks]
+            own = sequences.arrays(np.pad(here, pad, "edge"))
+            fine, codes = own["codes"], own["codes"][:, : c.model.n_codebooks]
             prompt_at = sequences.prompt(rng, used, here, n_prompt)
             prompt = sequences.arrays(prompt_at)
             past = np.where(np.pad(begins, pad)[:, None], -1, np.concatenate((codes[:1], codes[:-1])))
@@ -251,10 +251,8 @@ class LMTask:
                 **self._more(sequences, np.pad(there, pad, "edge"), prompt_at),
             })  # fmt: skip
             if self.critics is not None:
-                said = sequences.split.content[np.pad(here, pad, "edge")].astype(np.int64)
-                rows[-1] |= {"said": said, "who": sequences.speaker[used[0]], "speech": sequences.speech[used[0]]}
-                if training:
-                    rows[-1] |= {"melody": sequences.arrays(np.pad(here, pad, "edge"))["prosody"]}
+                rows[-1] |= {"said": own["content"], "melody": own["prosody"], "who": sequences.speaker[used[0]],
+                             "speech": sequences.speech[used[0]]}  # fmt: skip
         out = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
         return {**out, "delay": torch.tensor(delay)}
 
