@@ -4,8 +4,8 @@
 
 For each group of valid clips, each begun cold: correlation of F0 with F0 relative to the live register, over voiced
 frames (1 where the register does not move). For streams of 20 s, clips of one speaker in a row: distance from the
-mean over the stream's voiced frames, in semitones, after 1 s, 5 s and at the end. `plain` uses the posterior mean as
-it is, with a prior of so many frames.
+mean over the stream's voiced frames, in semitones, after 1 s, 5 s and at the end. `plain` uses what is believed as it
+is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GROUPS = {
 
 
 class Plain(Register):
-    """The posterior mean, used as it is."""
+    """What is believed, used as it is."""
 
     SPEAKING = RESTING = 1e9
 
@@ -54,7 +54,7 @@ def main() -> None:
         if len(joined) >= 700 and (joined[:, 1] > 0.5).any():
             streams.append(joined)
     print(f"{'':24}", *(f"{g} ({len(ids)})" for g, ids in chosen.items()), f"| {len(streams)} streams: 1 s, 5 s, end")
-    ways = {"plain, prior 6": Plain(prior_frames=6.0), "plain, prior 1": Plain(), "live": Register()}
+    ways = {"plain": Plain(), "live": Register()}
     for name, register in ways.items():
         row = []
         for ids in chosen.values():

@@ -39,31 +39,32 @@ def dequantise(units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class Register(nn.Module):
     """The speaker's running pitch register, log2 F0, learnt on the way without bending the melody.
 
-    Two things are kept apart. What is *believed*: a posterior mean of log2 F0, from a prior as strong as
-    `prior_frames` voiced frames at `DEFAULT_REGISTER` and all voiced frames so far, forgotten with a time
-    constant of `memory_frames` of them. And what is *used*, which every F0 is measured against, so that its
-    motion is heard: it takes up the belief at once for the first `FREE` voiced frames, and then follows it at
-    `SPEAKING` semitones a second (faster where it is far off), but at `RESTING` in a pause, where nothing is
-    bent. The constants were chosen on pitch tracks, see docs/live.md.
+    Two things are kept apart. What is *believed*: the posterior mean of a register, given the mean of all voiced frames
+    so far (forgotten with a time constant of `memory_frames` of them) and that most registers are near one of two
+    (`MODES`). And what is *used*, which every F0 is measured against, so that its motion is heard: it takes up the
+    belief at once for the first `FREE` voiced frames, and then follows it at `SPEAKING` semitones a second (faster
+    where it is far off), but at `RESTING` in a pause, where nothing is bent. The constants were chosen on pitch tracks,
+    see docs/live.md.
 
     Args:
         start: register in Hz that is known beforehand (from a scan of the file, or an earlier session). Else, and
             unless it lies there itself, none outside `REGISTERS` is believed.
     """
 
-    FREE = 3  # voiced frames
+    MODES = (0.37, 117.0, 2.5), (0.63, 212.0, 2.7)  # share of speakers, Hz, semitones of spread
+    SWAY, ALIKE = 3.6, 15.0  # semitones by which F0 sways about its register, and frames after which that averages out
+    FALL, FELL = 1.0, 60.0  # semitones by which speech begins above its mean, and voiced frames in which it comes down
+    FREE = 8  # voiced frames
     SPEAKING, RESTING = 0.3, 15.0  # semitones a second
     FAR, HURRY = 2.0, 0.3  # beyond FAR semitones, HURRY semitones a second more for each
     PAUSE = 10  # unvoiced frames in a row
 
-    def __init__(self, start: float | None = None, prior_frames: float = 1.0, memory_frames: float = 1000.0,
-                 frame: float = 0.02) -> None:  # fmt: skip
+    def __init__(self, start: float | None = None, memory_frames: float = 1000.0, frame: float = 0.02) -> None:
         super().__init__()
         self.start = math.log2(start or DEFAULT_REGISTER)
         low, high = (math.log2(r) for r in REGISTERS)
         self.bounds = min(low, self.start), max(high, self.start)
-        self.prior = memory_frames if start else prior_frames
-        self.free = 0 if start else self.FREE
+        self.known, self.free = start is not None, 0 if start else self.FREE
         self.memory, self.step = memory_frames, frame / 12.0  # seconds a frame; semitones a second -> octaves a frame
 
     def forward(self, f0: Tensor, periodicity: Tensor, state: State = None) -> tuple[Tensor, State]:
@@ -72,7 +73,8 @@ class Register(nn.Module):
         out: list[list[float]] = []
         for b, (track, certain) in enumerate(zip(f0.tolist(), periodicity.tolist())):
             if state is None:
-                rows.append((self.prior * self.start, self.prior, self.start, 0, 0))
+                mass = self.memory if self.known else 0.0
+                rows.append((mass * self.start, mass, self.start, 0, 0))
             out.append([])
             for hz, p in zip(track, certain):
                 rows[b] = self._follow(math.log2(max(hz, PITCH_BASE)), p > 0.5, *rows[b])
@@ -87,12 +89,26 @@ class Register(nn.Module):
             total, mass = total * keep + x, mass * keep + 1.0
         heard, gap = min(heard + voiced, self.free + 1), 0 if voiced else min(gap + 1, self.PAUSE)
         low, high = self.bounds
-        way = min(max(total / mass, low), high) - used
+        way = min(max(self._believed(total, mass), low), high) - used
         if not (voiced and heard <= self.free):
             speaking = self.SPEAKING + self.HURRY * max(12.0 * abs(way) - self.FAR, 0.0)
             most = self.step * (self.RESTING if gap >= self.PAUSE else speaking)
             way = min(max(way, -most), most)
         return total, mass, used + way, heard, gap
+
+    def _believed(self, total: float, mass: float) -> float:
+        """Posterior mean of the register, of a mixture of two normal distributions."""
+        if self.known or not mass:
+            return total / mass if mass else self.start
+        mean = total / mass - self.FALL / 12.0 * math.exp(-mass / self.FELL)
+        noise = self.SWAY**2 / (1.0 + (mass / self.ALIKE) ** 2)  # squared semitones, as are the variances below
+        likely, means = [], []
+        for share, hz, spread in self.MODES:
+            away, variance = 12.0 * (mean - math.log2(hz)), spread**2 + noise
+            likely.append(math.log(share) - 0.5 * (math.log(variance) + away**2 / variance))
+            means.append(math.log2(hz) + away / 12.0 * spread**2 / variance)
+        chance = [math.exp(x - max(likely)) for x in likely]
+        return sum(c * m for c, m in zip(chance, means)) / sum(chance)
 
 
 def mean_register(f0: Tensor, periodicity: Tensor) -> float:
