@@ -20,8 +20,10 @@ from vivavoce.codec import Codec, EncodecVoice, load_codec
 from vivavoce.core.checkpoint import FORMAT_VERSION, PretrainedModule, read_json, write_json
 from vivavoce.core.config import from_dict, to_dict
 from vivavoce.core.errors import ConfigError
+from vivavoce.guidance import steerable
 from vivavoce.lm import VoiceLM
 from vivavoce.recipes import corpus, tokenise, train_codec, train_critics, train_joint, train_lm, train_units
+from vivavoce.recipes.embedded_voices import make_crowd
 from vivavoce.recipes.trainer import TrainConfig
 from vivavoce.units import UnitEncoder
 
@@ -143,10 +145,12 @@ def run(recipe: DefaultRecipe) -> Path:
     main, record = state.is_main_process, out / "stages.json"
     out.mkdir(parents=True, exist_ok=True)
     finished: dict[str, Any] = read_json(record) if record.is_file() else {}
+    worked = False
     state.wait_for_everyone()
     for name, config in configs.items():
         if finished.get(name) == to_dict(config):
             continue
+        worked = True
         if main:
             tqdm.write(f"stage {name}")
         finished = {k: v for k, v in finished.items() if list(configs).index(k) < list(configs).index(name)}
@@ -173,6 +177,9 @@ def run(recipe: DefaultRecipe) -> Path:
             write_json(record, finished)
     if main:
         assemble(out / "model")
+        parts = load_codec(out / "model" / "codec"), VoiceLM.from_pretrained(out / "model" / "lm")
+        if steerable(*parts) and (worked or not (out / "model" / "crowd.voice").is_file()):
+            make_crowd(out / "model", Path(configs["prepare"].out))
     state.wait_for_everyone()
     return out / "model"
 

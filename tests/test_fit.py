@@ -9,12 +9,12 @@ import pytest
 import tiny
 import torch
 
-from vivavoce.blend import crowd
+from vivavoce.blend import _joined, crowd
 from vivavoce.changer import Changer
 from vivavoce.core.errors import CheckpointError, ConfigError
 from vivavoce.engine import Settings
 from vivavoce.fit import _ridge, fit, mend
-from vivavoce.voice import Voice
+from vivavoce.voice import MAPS, Voice
 
 RATE, D = 16000, tiny.CODEC.code_dim
 STILL = replace(tiny.LM, autoregressive=False)
@@ -67,11 +67,15 @@ def test_it_travels_with_the_voice(changer: Changer, voice: Voice, tmp_path: Pat
     voice.save(tmp_path / "cleo.voice")
     back = changer.voice(tmp_path / "cleo.voice")
     torch.testing.assert_close(back.fit, voice.fit, atol=2e-3, rtol=2e-3)
-    other = replace(voice, fitted="of another language model")
-    assert changer.voice(other).fit is None  # the voice is still the model's: same codec, same units
-    for damage in (torch.zeros(D, D), torch.full((D + 1, D), float("nan"))):
-        with pytest.raises(CheckpointError, match="'cleo' is damaged"):
-            changer.voice(replace(voice, fit=damage))
+    assert back.strangers is None  # this model came without a crowd
+    replace(voice, strangers=voice.fit).save(tmp_path / "cleo.voice")
+    torch.testing.assert_close(changer.voice(tmp_path / "cleo.voice").strangers, voice.fit, atol=2e-3, rtol=2e-3)
+    other = changer.voice(replace(voice, strangers=voice.fit, fitted="of another language model"))
+    assert other.fit is None and other.strangers is None  # the voice is still the model's: same codec, same units
+    for name in MAPS:
+        for damage in (torch.zeros(D, D), torch.full((D + 1, D), float("nan"))):
+            with pytest.raises(CheckpointError, match="'cleo' is damaged"):
+                changer.voice(replace(voice, **{name: damage}))  # type: ignore[arg-type]
     replace(voice, fit=None).save(tmp_path / "plain.voice")
     assert Voice.load(tmp_path / "plain.voice").fit is None
 
@@ -105,10 +109,22 @@ def test_a_swap_brings_its_own(changer: Changer, voice: Voice) -> None:
     torch.testing.assert_close(ends[0], ends[1], atol=2e-3, rtol=0)  # the codec's decoder remembers a little
 
 
-def test_a_joined_voice_has_the_mean(changer: Changer, voice: Voice) -> None:
+def test_a_joined_voice_has_the_mean(voice: Voice) -> None:
     other = replace(voice, fit=torch.zeros_like(voice.fit))
-    torch.testing.assert_close(crowd([voice, other]).fit, voice.fit / 2)
-    assert crowd([voice, replace(voice, fit=None)]).fit is None
+    torch.testing.assert_close(_joined([voice, other], "both", 10).fit, voice.fit / 2)
+    assert _joined([voice, replace(voice, fit=None)], "both", 10).fit is None
+
+
+def test_a_crowd_is_many_in_one_register(changer: Changer, voice: Voice) -> None:
+    high = changer.enroll(tiny.voiced(3.0, f0=240.0, seed=2), RATE, "dora")
+    made = crowd([voice, high], 30)
+    assert made.frames == 60 and made.fit is None
+    assert made.register == pytest.approx((voice.register * high.register) ** 0.5)
+    heard = made.source()
+    for part, one in zip((slice(0, 30), slice(30, 60)), (voice, high)):
+        assert torch.equal(made.codes[part], one.codes[:30])
+        moved = one.source().f0[:, :30] * (made.register / one.register)
+        torch.testing.assert_close(heard.f0[:, part], moved, rtol=2e-3, atol=0)
 
 
 def test_drawn_codes_cannot_be_mended(tmp_path: Path) -> None:

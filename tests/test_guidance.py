@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from vivavoce import engine
+from vivavoce.blend import crowd
 from vivavoce.changer import Changer
 from vivavoce.core.errors import ConfigError
 from vivavoce.core.traced import eager
 from vivavoce.engine import Settings
 from vivavoce.fit import Scale, scale_of
-from vivavoce.guidance import SURE, Way, begin, lead, look
+from vivavoce.guidance import SURE, Way, begin, lead, look, strangers
 
 RATE, HOP, D = 16000, 320, 6
 SCALE = Scale(torch.zeros(D, dtype=torch.float64), torch.ones(D, dtype=torch.float64))
@@ -30,9 +31,10 @@ def changer(tmp_path_factory: pytest.TempPathFactory) -> Changer:
     return Changer.from_pretrained(tiny.build(tmp_path_factory.mktemp("led"), lm_config=shape), "float32")
 
 
-def led(said: Tensor, own: Tensor, voiced: Tensor, guidance: float, keep: float) -> tuple[Tensor, Way]:
+def led(said: Tensor, own: Tensor, voiced: Tensor, guidance: float, keep: float,
+        guess: Tensor | None = None) -> tuple[Tensor, Way]:  # fmt: skip
     """Frames [T, d] one by one: what is added to each, and the state after them."""
-    way, out = begin(D), []
+    way, out = begin(D, guess), []
     for s, o, v in zip(said, own, voiced):
         y, way = lead(s[None, None], o[None, None], v[None, None], way, SCALE, guidance, keep)
         out.append(y[0, 0])
@@ -71,12 +73,51 @@ def test_little_voice_is_little_believed() -> None:
     assert not led(said, own, torch.zeros(300), 1.0, 1.0)[0].any()
 
 
-def test_looking_beforehand_is_learning_frame_by_frame() -> None:
+@pytest.mark.parametrize("guess", [None, 0.2 * torch.ones(D + 1, D)])
+def test_looking_beforehand_is_learning_frame_by_frame(guess: Tensor | None) -> None:
     said, voice, words = source(200)
     own, voiced = said + voice + words, (torch.arange(200) % 3 > 0).float()
-    ways = led(said, own, voiced, 1.0, 1.0)[1], look(said, own, voiced, SCALE)
+    ways = led(said, own, voiced, 1.0, 1.0, guess)[1], look(said, own, voiced, SCALE, guess)
     for a, b in zip(*ways):
         torch.testing.assert_close(a, b, rtol=0.02, atol=1e-4)  # looking forgets nothing
+
+
+def test_a_guess_leads_from_the_first_frame_and_gives_way_to_what_is_heard() -> None:
+    said, voice, words = source(4000)
+    wrong, voiced = torch.zeros(D + 1, D), torch.ones(4000)
+    wrong[-1] = 3.0
+    right = look(said, said + voice, voiced, SCALE).found[0]
+    own = said + voice + words
+    first, _ = led(said[:1], own[:1], voiced[:1], 1.0, 0.0, right)
+    torch.testing.assert_close(first, -voice[:1], atol=0.1, rtol=0)
+    misled, plain = (led(said, own, voiced, 1.0, 0.0, guess)[0] for guess in (wrong, None))
+    assert float((misled - plain)[0].abs().min()) > 2.0 and float((misled - plain)[3000:].abs().max()) < 0.2
+
+
+def test_strangers_are_what_a_crowd_differs_by(changer: Changer) -> None:
+    """The map predicts a crowd from what the voice says of it; a stream begins with it, a swap with the other's."""
+    made = Changer(changer.codec, changer.units, changer.lm, changer.tokeniser)
+    assert made.enroll(tiny.voiced(2.0), RATE).strangers is None  # nobody to ask
+    few = [made.enroll(tiny.voiced(2.0, f0=f0, seed=i), RATE) for i, f0 in enumerate((110.0, 150.0, 210.0))]
+    made.crowd = crowd(few, 40)
+    voices = [made.enroll(tiny.voiced(3.0, f0=f0), RATE) for f0 in (120.0, 220.0)]
+    codec, heard, codes = made.codec, made.crowd.source(), made.crowd.codes[None].long()
+    for voice in voices:
+        prompt, moved = (voice.source(), voice.codes[None].long()), heard.f0 * (voice.register / made.crowd.register)
+        found = strangers(codec, made.lm, prompt, heard._replace(f0=moved), codes)
+        assert torch.equal(found, voice.strangers)
+        weights, _ = made.lm.generate(heard._replace(f0=moved), made.lm.start(*prompt))
+        said, own = (codec.quantiser.decode(c)[heard.periodicity > 0.5].double() for c in (weights, codes))
+        missed, left = own - said, own - said - scale_of(codec)(said) @ found.double()
+        assert float(left.square().mean()) < 0.8 * float(missed.square().mean())
+    stream = made.stream(voices[0], RATE)
+    begun = [stream.snapshot().state.way]
+    stream.push(tiny.voiced(0.5))
+    stream.swap(voices[1])
+    begun.append(stream.snapshot().state.way)
+    for voice, way in zip(voices, begun):
+        torch.testing.assert_close(way.found[0].float(), voice.strangers)
+        assert float(way.seen) == 0
 
 
 def test_who_speaks_now_is_followed() -> None:

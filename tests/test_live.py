@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def changer(folder: Path) -> Changer:
     made = load(folder)
-    made.crowd = crowd(list(made.voices.values()), 40)
+    made.crowd = crowd(list(made.voices.values()), 20)
     return made
 
 

@@ -613,7 +613,11 @@ def test_pipeline_with_critics_and_a_joint_stage(corpora, tmp_path):
 
     from vivavoce.changer import load
 
-    assert not load(model).lm.config.autoregressive
+    changer = load(model)
+    assert not changer.lm.config.autoregressive
+    trained = {c["speaker"] for c in Pack(tmp_path / "pack").split("train")}
+    assert changer.crowd is not None and changer.crowd.frames == 25 * len(trained) > 25
+    assert changer.enroll(torch.from_numpy(sing(np.random.default_rng(0), "cy", 100)[0]), RATE).strangers is not None
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
     default.run(recipe)
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}

@@ -8,6 +8,7 @@ The embedded voices are made so by recipes/embedded_voices.py.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,27 +16,41 @@ from torch import Tensor
 from vivavoce.changer import Changer
 from vivavoce.core.errors import VivavoceError
 from vivavoce.engine import Settings
+from vivavoce.units import prosody
 from vivavoce.voice import Voice
 
 NOTE = "a blend of several speakers, spoken by the model; nobody's recording"
 
 
-def crowd(voices: list[Voice], frames: int = 150) -> Voice:
-    """A prompt of all `voices` in turn, `frames` frames in all: what an average voice looks like to the model."""
-    return _joined(voices, "crowd", -(-frames // len(voices)), "not a voice to convert to")
+def crowd(voices: list[Voice], share: int = 25) -> Voice:
+    """`share` frames of each of `voices` in turn, moved to one register: what strangers sound like to the model, and,
+    the first of them, a prompt of an average voice."""
+    register = _register(voices)
+    moved = []
+    for v in voices:
+        units = v.prosody.clone()
+        units[:, 0] += round(prosody.PITCH_STEPS * math.log2(register / v.register))
+        moved.append(replace(v, prosody=units.clamp_min(0), register=register))
+    return _joined(moved, "crowd", share, "not a voice to convert to").unfitted()
+
+
+def _register(voices: list[Voice]) -> float:
+    return math.exp(sum(math.log(v.register) for v in voices) / len(voices))
 
 
 def _joined(voices: list[Voice], name: str, share: int, note: str = "") -> Voice:
-    """The first `share` frames of each voice, one after another, their mean register, and their mean fit."""
+    """The first `share` frames of each voice, one after another, their mean register, and their mean maps."""
 
     def join(key: str) -> Tensor:
         return torch.cat([getattr(v, key)[:share] for v in voices])
 
-    register = math.exp(sum(math.log(v.register) for v in voices) / len(voices))
-    fits = [v.fit for v in voices if v.fit is not None]
-    fit = torch.stack(fits).mean(0) if len(fits) == len(voices) else None
-    return Voice(name, join("content"), join("expression"), join("prosody"), join("codes"), register,
-                 voices[0].tokeniser, note=note, fit=fit, fitted=voices[0].fitted)  # fmt: skip
+    def mean(key: str) -> Tensor | None:
+        maps = [m for v in voices if (m := getattr(v, key)) is not None]
+        return torch.stack(maps).mean(0) if len(maps) == len(voices) else None
+
+    return Voice(name, join("content"), join("expression"), join("prosody"), join("codes"), _register(voices),
+                 voices[0].tokeniser, note=note, fit=mean("fit"), strangers=mean("strangers"),
+                 fitted=voices[0].fitted)  # fmt: skip
 
 
 def blend(changer: Changer, voices: list[Voice], speech: Tensor, name: str, seed: int = 0,

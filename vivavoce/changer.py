@@ -22,8 +22,8 @@ from vivavoce.core.checkpoint import FORMAT_VERSION, read_json, resolve_folder
 from vivavoce.core.errors import AudioError, CheckpointError, ConfigError, VivavoceError
 from vivavoce.core.resample import resample
 from vivavoce.engine import Engine, Settings
-from vivavoce.fit import fit, say, scale_of
-from vivavoce.guidance import Way, look, steerable
+from vivavoce.fit import fit, say_all, scale_of
+from vivavoce.guidance import Way, look, steerable, strangers
 from vivavoce.lm import Source, VoiceLM
 from vivavoce.stream import Stream, limit
 from vivavoce.units import HubertUnits, UnitEncoder, load_units, prosody
@@ -31,7 +31,6 @@ from vivavoce.voice import Voice
 
 MIN_SECONDS, MAX_SECONDS = 1.0, 30.0  # of a reference recording; what is beyond is left unread
 PROMPT_FRAMES = 150  # unit frames at most; 3 s, as in training
-SCAN_PIECE = 500  # frames that are said at once when a file is heard beforehand
 SCAN_SECONDS = 60.0  # of a file, for its pitch register
 
 
@@ -71,7 +70,7 @@ class Changer:
         self._live_codec, self._live_units, self._live_lm = live(self.codec), live(self.units), live(self.lm)
         self.tokeniser, self.lm_fingerprint = tokeniser, ""  # of codec and units; of the language model
         self.voices = voices or {}
-        self.crowd: Voice | None = None  # a prompt of many voices, which guidance leads away from
+        self.crowd: Voice | None = None  # frames of many speakers: strangers, for guidance
         self.beside: Executor | None = None  # where the next frame is heard while one is spoken
 
     @classmethod
@@ -124,14 +123,15 @@ class Changer:
         if found.tokeniser != self.tokeniser:
             raise CheckpointError(f"voice {found.name!r} is of another model; enrol its recording again")
         self._check(found)
-        return found if found.fitted == self.lm_fingerprint else replace(found, fit=None)
+        return found if found.fitted == self.lm_fingerprint else found.unfitted()
 
     def _check(self, voice: Voice) -> None:
         """Raise CheckpointError if a voice's prompt has shapes or values that the model cannot look up."""
         c, levels = self.lm.config, torch.tensor(self.lm.config.expression_levels)
         p, k = (*voice.codes.shape, 0, 0)[:2]
         d = self.codec.config.code_dim if steerable(self.codec, self.lm) else 0  # type: ignore[union-attr]
-        fits = voice.fit is None or not d or (voice.fit.shape == (d + 1, d) and bool(torch.isfinite(voice.fit).all()))
+        fits = not d or all(x is None or (x.shape == (d + 1, d) and bool(torch.isfinite(x).all()))
+                            for x in (voice.fit, voice.strangers))  # fmt: skip
         shapes = [tuple(t.shape) for t in (voice.content, voice.expression, voice.prosody, voice.codes)]
         shapely = shapes == [(p,), (p, len(levels)), (p, 3), (p, k)]
         if not (shapely and fits and p and k >= c.n_codebooks and _within(voice.content, c.content_units)
@@ -185,9 +185,18 @@ class Changer:
         keep = torch.nn.functional.max_pool1d(heard[None].float(), 11, 1, 5)[0] > 0
         content, expression, units, codes = (t[keep] for t in (content, expression, units, codes))
         best = _loudest(level[keep], codes_of(PROMPT_FRAMES))
-        return Voice(name or Path(label).stem, content[best], expression[best], units[best], codes[best],
-                     prosody.mean_register(f0, periodicity), self.tokeniser, licence, consent, note, found,
-                     self.lm_fingerprint)  # fmt: skip
+        voice = Voice(name or Path(label).stem, content[best], expression[best], units[best], codes[best],
+                      prosody.mean_register(f0, periodicity), self.tokeniser, licence, consent, note, found,
+                      None, self.lm_fingerprint)  # fmt: skip
+        return replace(voice, strangers=self._strangers(voice))
+
+    def _strangers(self, voice: Voice) -> Tensor | None:
+        """See vivavoce.guidance."""
+        if self.crowd is None or not steerable(self.codec, self.lm):
+            return None
+        crowd, prompt = self.crowd.source(), (voice.source(), voice.codes[None].long())
+        moved = crowd._replace(f0=crowd.f0 * (voice.register / self.crowd.register))
+        return strangers(self.codec, self.lm, prompt, moved, self.crowd.codes[None].long())  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def preview(self, voice: str | Path | Voice) -> tuple[Tensor, int]:
@@ -258,9 +267,8 @@ class Changer:
         f0, periodicity, level = prosody.dequantise(units[None])
         f0 = f0 * 2.0 ** (math.log2(voice.register / register) + settings.transpose / 12.0)
         source, prompt = Source(content[None], expression[None], f0, periodicity, level), voice.source()
-        said = [say(codec, self.lm, (prompt, voice.codes[None].long()), source, piece, settings.delay or 0)
-                for piece in torch.arange(len(content)).split(SCAN_PIECE)]  # fmt: skip
-        return settings, look(torch.cat(said, 1)[0], self._own(y)[0], periodicity[0], scale_of(codec))
+        said = say_all(codec, self.lm, (prompt, voice.codes[None].long()), source, settings.delay or 0)
+        return settings, look(said[0], self._own(y)[0], periodicity[0], scale_of(codec), voice.strangers)
 
     @torch.inference_mode()
     def _own(self, x: Tensor) -> Tensor:

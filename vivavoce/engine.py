@@ -149,7 +149,6 @@ class Engine:
         # of what it needs alone: a graph keeps, and copies when it is made, all that it is of
         self.steer = functools.partial(_steer, codec.quantiser, self.scale)  # type: ignore[arg-type]
         self.shares = torch.tensor((settings.fit, settings.guidance, settings.keep), dtype=torch.float64)
-        self.way = way or self._unknown()
         self.crowd = crowd if settings.guidance > 0 and not self.steers else None
         self.rate, self.hop = units.config.sample_rate, units.config.hop
         self.out_rate = codec.config.sample_rate
@@ -157,6 +156,7 @@ class Engine:
         self.register = Register(settings.source_register)
         self.lookahead = units.config.lookahead
         self._address(voice)
+        self.way = way or self._unknown()
 
     def _address(self, voice: Voice) -> None:
         self.voice = voice
@@ -164,13 +164,13 @@ class Engine:
         self._prompt: LMState | None = None
 
     def _unknown(self) -> Way | None:
-        return None if self.scale is None else begin(len(self.scale.centre))
+        return None if self.scale is None else begin(len(self.scale.centre), self.voice.strangers)
 
     def to(self, voice: Voice) -> Engine:
         """The same chain for another voice."""
         other = copy.copy(self)
-        other.way = self._unknown()  # what is said is another's
         other._address(voice)
+        other.way = other._unknown()  # what is said is another's
         return other
 
     @property

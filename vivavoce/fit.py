@@ -22,6 +22,7 @@ from vivavoce.lm import Source, VoiceLM
 RIDGE = 100.0  # weight of zero slopes, in frames of reference, where vectors have unit variance
 STEADY = 10.0  # and of a zero offset
 PIECE = 150  # frames, at most, of a prompt and of what is said by it
+STRETCH = 500  # frames that are said at once
 VOICED = 0.5  # periodicity from which a frame has a voice
 
 
@@ -56,6 +57,12 @@ def say(codec: Codec, lm: VoiceLM, prompt: tuple[Source, Tensor], source: Source
     _, mean = lm(prompt[0], prompt[1][..., :k], ahead, codes, codes, delay, books)
     assert mean is not None
     return mean
+
+
+def say_all(codec: Codec, lm: VoiceLM, prompt: tuple[Source, Tensor], source: Source, delay: int = 0) -> Tensor:
+    """What a voice says of a source, a stretch at a time: vectors [1, T, d]."""
+    stretches = torch.arange(source.content.shape[1]).split(STRETCH)
+    return torch.cat([say(codec, lm, prompt, source, frames, delay) for frames in stretches], 1)
 
 
 class Scale(NamedTuple):

@@ -4,7 +4,8 @@ What the codec's encoder hears of a source differs from what the language model 
 units do not tell of the words. The voice can be told from what is said: a running affine map (recursive least squares;
 the same map as in vivavoce.fit, here from the target's voice to the source's) predicts the difference. Going on away
 from what it predicts gives more likeness. What it does not predict is mostly words, and breath, creak and laughter:
-some of that is put back. A map of little voice is little believed.
+some of that is put back. Before anything was heard a source is taken for a stranger like others: the map begins as that
+of a crowd, as against the same voice (`strangers`), and a map of little voice is little believed.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor
 
 from vivavoce.codec import Codec, VoiceCodec
-from vivavoce.fit import VOICED, Scale, penalty
-from vivavoce.lm import VoiceLM
+from vivavoce.fit import VOICED, Scale, penalty, say_all, scale_of
+from vivavoce.lm import Source, VoiceLM
 
 RELAX = 1e-5  # share, a voiced frame, by which a map becomes as unsure as at first: some 60 s of voice are remembered
 SURE = 100.0  # voiced frames after which half of what is kept in the end is kept
@@ -42,19 +43,39 @@ def unknown(d: int) -> Tensor:
     return torch.linalg.inv(penalty(d))
 
 
-def begin(d: int) -> Way:
-    """Nothing is known."""
+def begin(d: int, guess: Tensor | None = None) -> Way:
+    """Nothing was heard: a guess [d + 1, d] (see `strangers`), or none."""
     covariance = unknown(d)[None]
-    return Way(covariance.new_zeros(1, d + 1, d), covariance, covariance.new_zeros(1, 1, 1))
+    found = covariance.new_zeros(1, d + 1, d) if guess is None else guess.double()[None]
+    return Way(found, covariance, covariance.new_zeros(1, 1, 1))
 
 
-def look(said: Tensor, own: Tensor, periodicity: Tensor, scale: Scale) -> Way:
+def look(said: Tensor, own: Tensor, periodicity: Tensor, scale: Scale, guess: Tensor | None = None) -> Way:
     """What a stretch of a source says beforehand: vectors [T, d] and periodicity [T], as `lead` would learn them one by
-    one."""
+    one from `begin(d, guess)`."""
+    before = begin(said.shape[1], guess)
     x, voiced = scale(said), (periodicity > VOICED).double()[:, None]
     covariance = torch.linalg.inv((voiced * x).T @ x + penalty(said.shape[1]))
-    found = covariance @ (voiced * x).T @ (own - said).double()
-    return Way(found[None], covariance[None], voiced.sum().reshape(1, 1, 1))
+    missed = (own - said).double() - x @ before.found[0]
+    return before._replace(found=before.found + covariance @ (voiced * x).T @ missed, covariance=covariance[None],
+                           seen=before.seen + voiced.sum())  # fmt: skip
+
+
+@torch.inference_mode()
+def strangers(codec: Codec, lm: VoiceLM, prompt: tuple[Source, Tensor], crowd: Source, codes: Tensor) -> Tensor:
+    """How a crowd differs from what a voice says, on the whole: the map that a stream of this voice begins with.
+
+    Args:
+        codec, lm: such as are `steerable`.
+        prompt: of the voice: its units and codes.
+        crowd: a few frames each of many speakers, with F0 in the voice's register, [1, T, ...].
+        codes: their codes [1, T, K].
+
+    Returns:
+        map [d + 1, d].
+    """
+    said, own = say_all(codec, lm, prompt, crowd), codec.quantiser.decode(codes)
+    return look(said[0], own[0], crowd.periodicity[0], scale_of(codec)).found[0].float()
 
 
 def lead(said: Tensor, own: Tensor, periodicity: Tensor, way: Way, scale: Scale,

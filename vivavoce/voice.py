@@ -17,6 +17,7 @@ from vivavoce.units import prosody
 
 VOICE_FORMAT = 1
 PARTS = ("content", "expression", "prosody", "codes")
+MAPS = ("fit", "strangers")  # of the language model as well
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Voice:
         tokeniser: fingerprint of the models that made the units and codes.
         licence, consent, note: free text that travels with the file.
         fit: what the language model misses of this voice (vivavoce.fit), [d + 1, d]; None where nothing was fitted.
-        fitted: fingerprint of the language model that `fit` mends.
+        strangers: how a crowd differs from what this voice says (vivavoce.guidance), [d + 1, d]; None where there
+            was no crowd.
+        fitted: fingerprint of the language model that both are of.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Voice:
     consent: str = ""
     note: str = ""
     fit: Tensor | None = None
+    strangers: Tensor | None = None
     fitted: str = ""
 
     @property
@@ -56,6 +60,10 @@ class Voice:
         f0, periodicity, level = prosody.dequantise(self.prosody[None].long())
         return Source(self.content[None].long(), self.expression[None].long(), f0, periodicity, level)
 
+    def unfitted(self) -> Voice:
+        """The same voice without what is of one language model alone."""
+        return replace(self, fit=None, strangers=None)
+
     def renamed(self, name: str) -> Voice:
         """The same voice under another name."""
         return replace(self, name=name)
@@ -67,8 +75,7 @@ class Voice:
                 "consent": self.consent, "note": self.note, "fitted": self.fitted}  # fmt: skip
         tensors = {"content": self.content.to(torch.int32), "expression": self.expression.to(torch.uint8),
                    "prosody": self.prosody.to(torch.int16), "codes": self.codes.to(torch.int16)}  # fmt: skip
-        if self.fit is not None:
-            tensors["fit"] = self.fit.half()
+        tensors |= {k: x.half() for k in MAPS if (x := getattr(self, k)) is not None}
         try:
             save_tensors(path, tensors, meta)
         except (OSError, SafetensorError) as e:  # the latter is how safetensors tells of a full disk
@@ -91,6 +98,6 @@ class Voice:
         if not (math.isfinite(register) and 20 < register < 2000):
             raise CheckpointError(f"{path}: impossible pitch register {register} Hz")
         words = {k: meta.get(k, "") for k in ("name", "tokeniser", "licence", "consent", "note", "fitted")}
-        fit = tensors["fit"].float() if "fit" in tensors else None
-        return cls(content=content, expression=expression, prosody=units, codes=codes, register=register, fit=fit,
+        maps: dict[str, Tensor] = {k: tensors[k].float() for k in MAPS if k in tensors}
+        return cls(content=content, expression=expression, prosody=units, codes=codes, register=register, **maps,
                    **words)  # fmt: skip
