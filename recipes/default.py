@@ -177,8 +177,8 @@ def run(recipe: DefaultRecipe) -> Path:
             write_json(record, finished)
     if main:
         assemble(out / "model")
-        parts = load_codec(out / "model" / "codec"), VoiceLM.from_pretrained(out / "model" / "lm")
-        if steerable(*parts) and (worked or not (out / "model" / "crowd.voice").is_file()):
+        chain = load_codec(out / "model" / "codec"), VoiceLM.from_pretrained(out / "model" / "lm")
+        if steerable(*chain) and (worked or not (out / "model" / "crowd.voice").is_file()):
             make_crowd(out / "model", Path(configs["prepare"].out))
     state.wait_for_everyone()
     return out / "model"

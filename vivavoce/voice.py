@@ -98,6 +98,6 @@ class Voice:
         if not (math.isfinite(register) and 20 < register < 2000):
             raise CheckpointError(f"{path}: impossible pitch register {register} Hz")
         words = {k: meta.get(k, "") for k in ("name", "tokeniser", "licence", "consent", "note", "fitted")}
-        maps: dict[str, Tensor] = {k: tensors[k].float() for k in MAPS if k in tensors}
-        return cls(content=content, expression=expression, prosody=units, codes=codes, register=register, **maps,
-                   **words)  # fmt: skip
+        fit, strangers = (tensors[k].float() if k in tensors else None for k in MAPS)
+        return cls(content=content, expression=expression, prosody=units, codes=codes, register=register, fit=fit,
+                   strangers=strangers, **words)  # fmt: skip
