@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import sys
 import types
@@ -16,6 +17,7 @@ import torch
 import vivavoce
 from vivavoce.changer import Changer
 from vivavoce.cli import main
+from vivavoce.cli.live import shown
 from vivavoce.core.errors import AudioError
 from vivavoce.gate import Gate
 from vivavoce.live import audio, screen
@@ -284,3 +286,27 @@ def test_no_device_no_library_no_package(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
     assert main(["live"]) == 1
     assert "apt install libportaudio2" in capsys.readouterr().err
+
+
+def test_an_interrupt_while_the_screen_comes_up_gives_the_terminal_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told afterwards goes to stderr, not to a screen that is gone."""
+    rich = pytest.importorskip("rich.live")
+    start = rich.Live.start
+
+    def interrupted(self: Any, refresh: bool = False) -> None:
+        start(self, refresh)
+        raise KeyboardInterrupt
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(rich.Live, "start", interrupted)
+    monkeypatch.setattr(screen, "panel", lambda *_: "")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    own = sys.stderr
+    with pytest.raises(KeyboardInterrupt), shown(None, types.SimpleNamespace(latency=None), deque()):
+        pytest.fail("it was never up")
+    assert sys.stderr is own and sys.stdout is terminal
+    assert terminal.getvalue().endswith("\x1b[?25h")  # the cursor is back

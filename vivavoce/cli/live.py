@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import threading
 from collections import deque
+from collections.abc import Iterator
 
 from vivavoce.cli.common import Commands, command, duration, model_option, positive, threads_option
 
@@ -124,12 +126,12 @@ def run(loop, devices, lines: deque[str]) -> int:
     return 0
 
 
-def shown(loop, devices, lines: deque[str]):
-    """The screen while it runs, where there is one."""
-    import contextlib
-
+@contextlib.contextmanager
+def shown(loop, devices, lines: deque[str]) -> Iterator[None]:
+    """The screen while it runs, where there is one. What ends it, also while it comes up, gives the terminal back."""
     if not sys.stdout.isatty():
-        return contextlib.nullcontext()
+        yield
+        return
     try:
         from rich.live import Live
     except ImportError:
@@ -138,4 +140,9 @@ def shown(loop, devices, lines: deque[str]):
         raise VivavoceError("live needs the package rich; pip install 'vivavoce[live]'") from None
     from vivavoce.live import screen
 
-    return Live(get_renderable=lambda: screen.panel(loop, devices.latency, lines), refresh_per_second=10)
+    live = Live(get_renderable=lambda: screen.panel(loop, devices.latency, lines), refresh_per_second=10)
+    try:
+        live.start(refresh=True)
+        yield
+    finally:
+        live.stop()
