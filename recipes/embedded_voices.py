@@ -5,7 +5,7 @@ crowd, moments of many speakers, by which guidance tells a stranger (vivavoce.gu
 
 Speakers: adults of the corpus `source` SOURCE (default librispeech; all, if the pack holds none of it). The crowd is
 half a second each of up to 96. Voices are of those with 8 s of read speech, sorted by pitch, neighbours blended. Takes
-about two minutes on two cores.
+about a minute on two cores.
 """
 
 from __future__ import annotations

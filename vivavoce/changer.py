@@ -216,7 +216,8 @@ class Changer:
             chunk: seconds that will be pushed at a time. Any other push does as well: only `stream.latency` asks.
             context: seconds of the recent past that the language model attends to, beside the voice prompt; by
                 default all that the model has. See `Settings.context`.
-            way: what is known of the source's own voice beforehand (vivavoce.guidance); a stream learns it else.
+            way: what is known of the source's own voice beforehand (vivavoce.guidance); else a stream takes it for a
+                stranger's and learns it.
             options: any field of `Settings`, such as `delay=2` or `seed=1`.
 
         Raises:
