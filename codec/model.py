@@ -152,18 +152,33 @@ class Codec(PretrainedModule):
         z = codes if codes.is_floating_point() and codes.ndim == 3 else self.quantiser.decode(codes)
         return self.synthesise(z, f0, periodicity, level, state, seed)
 
+    def gains(
+        self, z: Tensor, f0: Tensor, periodicity: Tensor, level: Tensor, state: State = None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], State]:
+        """Quantised latents z [B, T, code_dim] and what goes with them -> log gain and phase of the pulses and log gain
+        of the noise, at unit level, [B, T, hop + 1] each."""
+        octaves = torch.log2(f0.clamp(30.0, 2000.0) / 200.0)
+        extra = torch.stack((octaves * periodicity, periodicity, (level + 40.0) / 20.0), dim=-1)
+        y, state = self.decoder(torch.cat((z, extra.to(z.dtype)), dim=-1), state)
+        log_h, phase, log_n = self.head(y).float().chunk(3, dim=-1)
+        return (log_h.clamp(-12, 6), phase, log_n.clamp(-12, 6)), state
+
+    def envelope(self, z: Tensor, f0: Tensor, periodicity: Tensor, level: Tensor) -> Tensor:
+        """What `synthesise` would make of z, as a log-mel spectrum at unit level [B, T, n_mels], in nepers; nothing is
+        synthesised."""
+        (log_h, _, log_n), _ = self.gains(z, f0, periodicity, level)
+        power = (periodicity[..., None] * log_h.exp()).square() + (2.0 * log_n).exp()
+        return 0.5 * torch.log((power @ self.mel.bank).clamp_min(1e-8))
+
     def synthesise(
         self, z: Tensor, f0: Tensor, periodicity: Tensor, level: Tensor, state: State = None, seed: int | Tensor = 0
     ) -> tuple[Tensor, State]:
         """`decode` from quantised latents z [B, T, code_dim]."""
         decoder, source, tail, overlap = state or (None, None, None, None)
-        octaves = torch.log2(f0.clamp(30.0, 2000.0) / 200.0)
-        extra = torch.stack((octaves * periodicity, periodicity, (level + 40.0) / 20.0), dim=-1)
-        y, decoder = self.decoder(torch.cat((z, extra.to(z.dtype)), dim=-1), decoder)
-        log_h, phase, log_n = self.head(y).float().chunk(3, dim=-1)
+        (log_h, phase, log_n), decoder = self.gains(z, f0, periodicity, level, decoder)
         gain = (10.0 ** (level / 20.0))[..., None]
-        harmonic = torch.polar(gain * periodicity[..., None] * torch.exp(log_h.clamp(-12, 6)), phase)
-        noisy = gain * torch.exp(log_n.clamp(-12, 6))
+        harmonic = torch.polar(gain * periodicity[..., None] * torch.exp(log_h), phase)
+        noisy = gain * torch.exp(log_n)
         pulses, noise, source = self.source(f0, seed, source)
         both = torch.stack((pulses, noise), dim=1)  # [B, 2, T * hop]
         frames, tail = self.framing(both.flatten(0, 1), tail)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from vivavoce.codec import Codec
-from vivavoce.core import radix
 from vivavoce.core.errors import ConfigError
 from vivavoce.lm import Source, VoiceLM
 from vivavoce.recipes.corpus import HOP
 from vivavoce.recipes.critics import Critics, Turns, turned
 from vivavoce.recipes.perturb import perturb, spec_mask
+from vivavoce.recipes.readers import load_reader
 from vivavoce.recipes.sources import PackSource
 from vivavoce.recipes.tokens import Tokens
 from vivavoce.recipes.train_lm import LMRecipe, LMTask, Sequences, as_source
@@ -43,8 +43,8 @@ class JointRecipe(LMRecipe):
     mask_bands: int = 10
     mask_steps: int = 10
     leak: float = 0.0  # weight of what a critic that learns beside hears of the source's speaker in conversions
-    reader: str | None = None  # folder of the encoder that made the tokens: it reads what is said once it is sound
-    reread: float = 3.0  # weight of its squared error, as a share of the levels' variance
+    reader: str | None = None  # folder of what reads what is said once it is sound (recipes.readers)
+    reread: float = 3.0  # weight of its squared error, as a share of the variance
 
 
 class JointTrainer(nn.Module):
@@ -136,6 +136,7 @@ class JointTask(LMTask):
         if self.waves.digest != head["pack_sha256"]:
             raise ConfigError(f"pack: {config.tokens} was not made of {config.pack}")
         self.lookahead = encoder.config.lookahead
+        self.reader: nn.Module | None = None
         super().__init__(config)
         assert isinstance(self.model, VoiceLM)
         self.reader = self._reader(config.reader) if config.reader else None
@@ -147,19 +148,17 @@ class JointTask(LMTask):
         for p in encoder.pitch.parameters():
             p.requires_grad_(False)
 
-    def _reader(self, folder: str) -> UnitEncoder:
-        reader, levels = UnitEncoder.from_pretrained(folder), Tokens(self.config.tokens).head["content_levels"]
+    def _reader(self, folder: str) -> nn.Module:
         if self.critics is None or not isinstance(self.codec, Codec):
             raise ConfigError("reader: needs critics= and, in codec=, a codec of ours, through which it hears")
-        if reader.config.content_levels != levels:
-            raise ConfigError(f"reader: {folder} has content_levels {reader.config.content_levels}, tokens {levels}; "
-                              "name the encoder that made them")  # fmt: skip
         self.codec.requires_grad_(False)
-        return reader.requires_grad_(False)
+        return load_reader(folder, Tokens(self.config.tokens).head["content_levels"], self.waves.pack)
 
-    def _more(self, sequences: Sequences, units: np.ndarray, prompt: np.ndarray) -> dict[str, np.ndarray]:
+    def _more(self, sequences: Sequences, units: np.ndarray, prompt: np.ndarray,
+              codes: np.ndarray) -> dict[str, np.ndarray]:  # fmt: skip
         part = "train" if sequences is self.train else self.held
-        return {"wave": self._wave(part, sequences, units), "prompt_wave": self._wave(part, sequences, prompt)}
+        frames = {"wave": units, "prompt_wave": prompt} | ({"recording": codes} if self.reader is not None else {})
+        return {k: self._wave(part, sequences, at) for k, at in frames.items()}
 
     def _wave(self, part: str, sequences: Sequences, frames: np.ndarray) -> np.ndarray:
         """The audio of frames [T] of the tokens, and of the look-ahead after them: [(T + lookahead) * hop]."""
@@ -187,24 +186,21 @@ class JointTask(LMTask):
         return heard | self._reread(said, batch, turns) if self.reader is not None else heard
 
     def _reread(self, said: Tensor, b: dict[str, Tensor], turns: Turns) -> dict[str, Tensor]:
-        """Vectors [N, T, d], own voices first -> `reread`, how far the content units of their sound are from those of
-        the recordings: squared error of the levels before they are rounded, as a share of the levels' variance. Of
-        half as many rows as the batch has, the last ones, conversions if there are any: sound is dear."""
+        """Vectors [N, T, d], own voices first -> `reread`, how far what the reader makes of their sound is from what it
+        makes of the recordings. Of half as many rows as the batch has, the last ones, conversions if there are any:
+        sound is dear."""
         reader, codec = self.reader, self.codec
         assert reader is not None and isinstance(codec, Codec)
-        reader, codec, some = reader.to(said.device).eval(), codec.to(said.device).eval(), -(-len(b["mask"]) // 2)
+        reader, codec, some = reader.to(said.device), codec.to(said.device).eval(), -(-len(b["mask"]) // 2)
         prompt = as_source({k[7:]: v for k, v in b.items() if k.startswith("prompt_")})
         source = turned(prompt, as_source({**b, "prosody": b["melody"]}), turns)[1]
         f0, periodicity, level = (x[-some:] for x in source[2:])
-        wave = codec.decode(said[-some:], f0, periodicity, level)[0][:, codec.late * HOP :]
-        d, fsq = reader.config.lookahead, reader.content_fsq
-        wave = torch.nn.functional.pad(wave, (0, (codec.late + d) * HOP))
-        content = reader.content_head(reader.features(reader.spectra(wave)[0])[0][:, d:]).float().tanh() * fsq.reach
-        levels = radix.unpack(b["said"][turns.source][-some:], list(fsq.levels)) - fsq.reach
-        known = b["mask"][turns.source][-some:] > 0
-        known[:, -(codec.late + d) :] = False  # their sound is not whole
-        error = (content - levels)[known].square().mean(0) / levels[known].var(0).clamp_min(0.1)
-        return {"reread": error.mean()}
+        sound = codec.decode(said[-some:], f0, periodicity, level)[0][:, codec.late * HOP :]
+        sound = torch.nn.functional.pad(sound, (0, codec.late * HOP))
+        recording, units, mask = (b[k][turns.source][-some:] for k in ("recording", "said", "mask"))
+        known = mask > 0
+        known[:, -codec.late :] = False  # their sound is not whole
+        return {"reread": reader(sound, recording[:, : sound.shape[1]], units, known)}
 
     def _said(self, model: nn.Module, b: dict[str, Tensor], books: Tensor | None,
               turns: Turns | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip

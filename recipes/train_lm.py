@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vivavoce.codec import VoiceCodec, load_codec
+from vivavoce.codec import Codec, VoiceCodec, load_codec
 from vivavoce.core import radix
 from vivavoce.core.errors import ConfigError, CorpusError
 from vivavoce.core.resample import resample
@@ -44,7 +44,9 @@ class LMRecipe:
     past_corruption: float = 0.4  # up to this share of a sequence's past codes is hidden or random
     unit_corruption: float = 0.05
     unit_jitter: float = 0.3  # up to this share of a sequence's packed levels is moved by one
+    likelihood: float = 1.0  # weight of the codes' cross-entropy
     regression: float = 0.0  # weight of the squared error of the expected vectors, as a share of their variance
+    spectral: float = 0.0  # weight of the distance, in nepers, of the spectra that the codec makes of these vectors
     pitch_jitter: float = 0.3  # semitones, a sequence
     codebook_weights: list[float] = field(default_factory=lambda: [1.0, 0.8, 0.6, 0.5])
     critics: str | None = None  # folder of critics to ask of conversions within a batch (recipes.critics)
@@ -192,6 +194,10 @@ class LMTask:
 
         if config.regression:
             self.books, self.spread = self._vectors()
+        if config.spectral:
+            if not config.regression or not isinstance(self.codec, Codec):
+                raise ConfigError("spectral: needs regression= and, in codec=, a codec of ours, which makes spectra")
+            self.codec.requires_grad_(False)
         self.critics: Critics | None = None
         if config.critics:
             self._hire(config.critics)
@@ -245,19 +251,22 @@ class LMTask:
             rows.append({
                 **{f"prompt_{k}": v for k, v in prompt.items()},
                 "content": content, "expression": ahead["expression"], "prosody": ahead["prosody"],
+                "melody": own["prosody"],
                 "past": past, "target": codes, "fine": fine, "mask": (t < n).astype(np.float32),
                 "gain": np.array([[rng.normal(0, 6.0)], [rng.normal(0, 6.0)]], np.float32) * training,
                 "octaves": np.array([rng.normal(0, c.pitch_jitter / 12)], np.float32) * training,
-                **self._more(sequences, np.pad(there, pad, "edge"), prompt_at),
+                **self._more(sequences, np.pad(there, pad, "edge"), prompt_at, np.pad(here, pad, "edge")),
             })  # fmt: skip
             if self.critics is not None:
-                rows[-1] |= {"said": own["content"], "melody": own["prosody"], "who": sequences.speaker[used[0]],
+                rows[-1] |= {"said": own["content"], "who": sequences.speaker[used[0]],
                              "speech": sequences.speech[used[0]]}  # fmt: skip
         out = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
         return {**out, "delay": torch.tensor(delay)}
 
-    def _more(self, sequences: Sequences, units: np.ndarray, prompt: np.ndarray) -> dict[str, np.ndarray]:
-        """What else a row of the batch holds, of the frames [T] of its source's units and [P] of its prompt."""
+    def _more(self, sequences: Sequences, units: np.ndarray, prompt: np.ndarray,
+              codes: np.ndarray) -> dict[str, np.ndarray]:  # fmt: skip
+        """What else a row of the batch holds, of the frames [T] of its source's units, [P] of its prompt and [T] of its
+        codes."""
         return {}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -269,14 +278,29 @@ class LMTask:
         w = torch.tensor(c.codebook_weights[: nll.shape[-1]], device=nll.device)
         mask = batch["mask"][..., None]
         each = (nll * mask).sum((0, 1)) / mask.sum()
-        loss, numbers = (each * w).sum() / w.sum(), {f"nll_{k}": each[k] for k in range(len(each))}
+        loss = c.likelihood * (each * w).sum() / w.sum()
+        numbers = {f"nll_{k}": each[k] for k in range(len(each))}
         if books is not None:
-            error = ((mean - summed(books, batch["fine"])).square() * mask).sum() / mask.sum() / self.spread
+            fine = summed(books, batch["fine"])
+            error = ((mean - fine).square() * mask).sum() / mask.sum() / self.spread
             loss, numbers = loss + c.regression * error, {"error": error, **numbers}
+            if c.spectral:
+                numbers["spectral"] = self._spectral(mean, fine, batch)
+                loss = loss + c.spectral * numbers["spectral"]
         if turns is not None:
             heard |= self._judged(said, batch, turns)
             loss = loss + c.likeness * heard["who"] + c.words * heard["words"]
         return loss, numbers | heard
+
+    def _spectral(self, mean: Tensor, fine: Tensor, b: dict[str, Tensor]) -> Tensor:
+        """Mean absolute difference of the log-mel spectra that the codec makes of vectors [B, T, d] each: what is near
+        in code vectors need not be near in sound."""
+        assert isinstance(self.codec, Codec)
+        codec = self.codec.to(mean.device).eval()
+        sounds = prosody.dequantise(b["melody"])
+        with torch.no_grad():
+            there = codec.envelope(fine, *sounds)
+        return ((codec.envelope(mean, *sounds) - there).abs().mean(-1) * b["mask"]).sum() / b["mask"].sum()
 
     def _judged(self, said: Tensor, batch: dict[str, Tensor], turns: Turns) -> dict[str, Tensor]:
         """What the critics hear: content in all vectors, the prompt's speaker in those of conversions."""

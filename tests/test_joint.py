@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from vivavoce.lm import LMConfig, Source, VoiceLM
 from vivavoce.lm.model import UnitEmbedding
 from vivavoce.recipes import corpus, tokenise, train_critics, train_joint
 from vivavoce.recipes.average import average
-from vivavoce.recipes.corpus import HOP, RATE, PrepareConfig
+from vivavoce.recipes.corpus import HOP, RATE, Pack, PrepareConfig
 from vivavoce.recipes.critics import CriticConfig, Critics, Turns, crossed, turned
 from vivavoce.recipes.tokenise import TokeniseConfig
 from vivavoce.recipes.train_critics import CriticRecipe, CriticTask
@@ -245,6 +246,60 @@ def test_what_is_said_is_read_again_once_it_is_sound(
     UnitEncoder(replace(UNITS, content_levels=[5, 5, 3])).save_pretrained(tmp_path / "units")
     with pytest.raises(ConfigError, match=r"content_levels \[5, 5, 3\]"):
         JointTask(asked(made, tmp_path, critics, reader=str(tmp_path / "units")))
+
+
+def test_a_whisper_reads_along_what_tells_labels_apart(
+    made: SimpleNamespace, critics: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Nothing is missed of the recording itself, less of it with some noise than of another, at any delay; gradients
+    reach what was said, and the Whisper stays as it is."""
+    pytest.importorskip("transformers")
+    tiny.whisper().save_pretrained(tmp_path / "whisper")
+    pack = tmp_path / "pack"
+    shutil.copytree(made.root / "pack", pack)
+    config = replace(asked(made, tmp_path / "run", critics, reader=str(tmp_path / "whisper")), pack=str(pack))
+    with pytest.raises(ConfigError, match="no teacher's labels"):
+        JointTask(config)
+    levels = np.abs(Pack(pack).audio.astype(np.float32)).mean(1)
+    np.digitize(levels, np.quantile(levels, [0.2, 0.4, 0.6, 0.8])).astype(np.uint16).tofile(pack / "teacher.u16")
+    task = JointTask(config)
+    b = task.batch(np.random.default_rng(1))
+    known = b["mask"] > 0
+    sound = b["recording"][:, : known.shape[1] * HOP]
+
+    def missed(x: torch.Tensor) -> float:
+        return float(task.reader(x, sound, b["said"], known))
+
+    noisy = sound + 3e-4 * torch.randn(sound.shape)
+    assert missed(sound) == 0.0 < missed(noisy) < 0.5 * missed(sound.roll(1, 0))
+    ahead = int(b["delay"]) * HOP
+    torch.testing.assert_close(sound[0, ahead : 9 * HOP], b["wave"][0, : 9 * HOP - ahead])
+    task.loss(task.model, b)[1]["reread"].backward()
+    assert task.model.encoder.content_head.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in (*task.reader.parameters(), *task.codec.parameters()))
+
+
+def test_spectra_may_be_compared_in_the_place_of_vectors(made: SimpleNamespace, tmp_path: Path) -> None:
+    """`spectral` is 0 of the codes themselves and falls when it alone is followed; `likelihood=0` leaves codes out."""
+    task = JointTask(replace(recipe(made, tmp_path), spectral=1.0, likelihood=0.0, regression=1e-6))
+    b = task.batch(np.random.default_rng(0))
+    fine = torch.randn(*b["mask"].shape, tiny.CODEC.code_dim)
+    assert float(task._spectral(fine, fine, b)) == 0.0 < float(task._spectral(fine + 0.1, fine, b))
+    loss, numbers = task.loss(task.model, b)
+    assert float(loss.detach()) == pytest.approx(float(numbers["spectral"].detach()), rel=1e-3)
+    optimiser = torch.optim.Adam([p for p in task.model.parameters() if p.requires_grad], lr=3e-3)
+    seen = []
+    for step in range(24):
+        torch.manual_seed(step)
+        loss, numbers = task.loss(task.model, task.batch(np.random.default_rng(step % 3)))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        seen.append(float(numbers["spectral"].detach()))
+    assert np.mean(seen[-6:]) < np.mean(seen[:6])
+    assert all(p.grad is None for p in task.codec.parameters())
+    with pytest.raises(ConfigError, match="spectral: needs regression="):
+        JointTask(replace(recipe(made, tmp_path), spectral=1.0, regression=0.0))
 
 
 def test_critics_of_other_tokens_are_refused(made: SimpleNamespace, critics: SimpleNamespace, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vivavoce.changer import Changer, fingerprint
 from vivavoce.codec import Codec, CodecConfig
@@ -52,3 +52,15 @@ def build(folder: Path, seed: int = 0, lm_config: LMConfig = LM) -> Path:
         voice = changer.enroll(voiced(3.0, f0=f0), 16000, name, licence="CC0-1.0", note=f"{f0:.0f} Hz of test")
         voice.save(folder / "voices" / f"{name}.voice")
     return folder
+
+
+def whisper() -> nn.Module:
+    """A random Whisper of transformers: one layer, one head of 64."""
+    import transformers
+
+    torch.manual_seed(5)
+    shape = {f"{part}_{k}": n for part in ("encoder", "decoder")
+             for k, n in (("layers", 1), ("attention_heads", 1), ("ffn_dim", 32))}  # fmt: skip
+    tokens = {f"{k}_token_id": n for n, k in enumerate(("pad", "bos", "eos", "decoder_start"))}
+    config = transformers.WhisperConfig(d_model=64, num_mel_bins=20, vocab_size=10, **shape, **tokens)
+    return transformers.WhisperModel(config).eval()
