@@ -10,11 +10,13 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from vivavoce.serve.app import Service
@@ -108,6 +110,12 @@ class Client:
             self.socket.send(Frame(x[at : at + size], self.sequence, self.rate, self.form).pack())
             self.sequence += 1
 
+    @contextmanager
+    def until_refused(self) -> Iterator[None]:
+        """Around sending that the server refuses: it may close the socket before all is sent."""
+        with suppress(ConnectionClosed):
+            yield
+
     def read(self) -> dict[str, Any] | None:
         """The next message; None for a frame, which is kept."""
         got = self.socket.recv(timeout=PATIENCE)
@@ -149,8 +157,6 @@ class Client:
         """Read up to the error: its code and message, and the socket's close code."""
         while not (m := self.read()) or m["type"] != "error":
             pass
-        from websockets.exceptions import ConnectionClosed
-
         try:
             while True:
                 self.socket.recv(timeout=PATIENCE)

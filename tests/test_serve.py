@@ -253,7 +253,8 @@ def test_absurd_loudness_is_clipped(server: Server, changer: Changer) -> None:
 
 def test_a_client_that_lies_about_its_rate_floods(town: Town, neighbour: Client) -> None:
     bad = town.serve(replace(WAIT, burst=1.0)).client(rate=8000)
-    bad.audio(np.zeros(48000 // 2, np.float32), 1920)  # half a second of 48 kHz, at once
+    with bad.until_refused():
+        bad.audio(np.zeros(48000 // 2, np.float32), 1920)  # half a second of 48 kHz, at once
     code, message, close = bad.refused()
     assert (code, close) == ("too-fast", 1008) and "8000 Hz" in message
 
@@ -262,8 +263,9 @@ def test_a_flood_of_messages(server: Server, neighbour: Client) -> None:
     bad, (one, two) = server.client(), server.service.pool.live
     with stopped(one), stopped(two):  # so that nothing is taken out of the queue
         bad.audio(SPEECH[:640])
-        for _ in range(1100):
-            bad.tell(type="bypass", on=True)
+        with bad.until_refused():
+            for _ in range(1100):
+                bad.tell(type="bypass", on=True)
         eventually(lambda: bad.read() is not None)
     assert bad.messages[-1]["code"] == "flood"
 
@@ -392,7 +394,8 @@ def test_a_lost_worker_is_told_and_replaced(town: Town, server: Server, changer:
     worker = next(w for w in town.pool.live if w.streams)
     other = server.client()
     os.kill(worker.pid, signal.SIGKILL)
-    client.audio(SPEECH[:640])
+    with client.until_refused():
+        client.audio(SPEECH[:640])
     assert client.refused()[0] == "worker-lost"
     other.audio(SPEECH)
     assert np.array_equal(other.finish(), offline(changer, SPEECH))
