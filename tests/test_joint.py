@@ -183,6 +183,20 @@ def test_conversions_cross_speakers_in_the_register_of_the_prompt(
     assert float(moved.f0[2, 0] / moved.f0[2, 1]) == pytest.approx(1.1, rel=1e-4)
 
 
+def followed(task: JointTask, steps: int, *names: str) -> np.ndarray:
+    """These numbers, [steps, names], while their sum alone is followed; the last step's gradients stay."""
+    optimiser = torch.optim.Adam([p for p in task.model.parameters() if p.requires_grad], lr=3e-3)
+    seen = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        _, numbers = task.loss(task.model, task.batch(np.random.default_rng(step % 3)))
+        optimiser.zero_grad()
+        torch.stack([numbers[n] for n in names]).sum().backward()
+        optimiser.step()
+        seen.append([float(numbers[n].detach()) for n in names])
+    return np.array(seen)
+
+
 def test_the_critics_are_heard_and_stay_as_they_are(
     made: SimpleNamespace, critics: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -191,19 +205,9 @@ def test_the_critics_are_heard_and_stay_as_they_are(
     task = JointTask(asked(made, tmp_path, critics, likeness=1.0, words=1.0))
     assert not any(n.startswith("critics") for n, _ in task.model.named_parameters())
     weights = {k: v.clone() for k, v in task.critics.state_dict().items()}
-    optimiser = torch.optim.Adam([p for p in task.model.parameters() if p.requires_grad], lr=3e-3)
-    heard = []
-    for step in range(30):
-        torch.manual_seed(step)
-        _, numbers = task.loss(task.model, task.batch(np.random.default_rng(step % 3)))
-        optimiser.zero_grad()
-        (numbers["who"] + numbers["words"]).backward()
-        if not step:
-            assert float(task.model.encoder.content_head.weight.grad.abs().sum()) > 0
-        optimiser.step()
-        heard.append([float(numbers[k].detach()) for k in ("who", "words")])
-    first, last = np.mean(heard[:6], 0), np.mean(heard[-6:], 0)
-    assert (last < first).all()
+    heard = followed(task, 30, "who", "words")
+    assert (heard[-6:].mean(0) < heard[:6].mean(0)).all()
+    assert float(task.model.encoder.content_head.weight.grad.abs().sum()) > 0
     assert all(torch.equal(v, weights[k]) for k, v in task.critics.state_dict().items())
     task.model.eval()
     with torch.no_grad():
@@ -228,19 +232,11 @@ def test_what_is_said_is_read_again_once_it_is_sound(
         return found
 
     assert error(b["wave"]) < 0.5 * min(error(b["wave"], late=2), error(b["wave"].roll(1, 0)))
-    optimiser = torch.optim.Adam([p for p in task.model.parameters() if p.requires_grad], lr=3e-3)
-    read = []
-    for step in range(24):
-        torch.manual_seed(step)
-        total, numbers = task.loss(task.model, task.batch(np.random.default_rng(step % 3)))
-        if not step:
-            assert float(total.detach()) > 2.0 * float(numbers["reread"].detach()) > 0
-        optimiser.zero_grad()
-        numbers["reread"].backward()
-        assert all(p.grad is None for p in (*task.reader.parameters(), *task.codec.parameters()))
-        optimiser.step()
-        read.append(float(numbers["reread"].detach()))
-    assert np.mean(read[-6:]) < np.mean(read[:6])
+    total, numbers = task.loss(task.model, task.batch(np.random.default_rng(0)))
+    assert float(total.detach()) > 2.0 * float(numbers["reread"].detach()) > 0
+    read = followed(task, 24, "reread")
+    assert read[-6:].mean() < read[:6].mean()
+    assert all(p.grad is None for p in (*task.reader.parameters(), *task.codec.parameters()))
     with pytest.raises(ConfigError, match="reader: needs critics="):
         JointTask(replace(recipe(made, tmp_path), reader=str(made.root / "units")))
     UnitEncoder(replace(UNITS, content_levels=[5, 5, 3])).save_pretrained(tmp_path / "units")
@@ -287,16 +283,8 @@ def test_spectra_may_be_compared_in_the_place_of_vectors(made: SimpleNamespace, 
     assert float(task._spectral(fine, fine, b)) == 0.0 < float(task._spectral(fine + 0.1, fine, b))
     loss, numbers = task.loss(task.model, b)
     assert float(loss.detach()) == pytest.approx(float(numbers["spectral"].detach()), rel=1e-3)
-    optimiser = torch.optim.Adam([p for p in task.model.parameters() if p.requires_grad], lr=3e-3)
-    seen = []
-    for step in range(24):
-        torch.manual_seed(step)
-        loss, numbers = task.loss(task.model, task.batch(np.random.default_rng(step % 3)))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        seen.append(float(numbers["spectral"].detach()))
-    assert np.mean(seen[-6:]) < np.mean(seen[:6])
+    seen = followed(task, 24, "spectral")
+    assert seen[-6:].mean() < seen[:6].mean()
     assert all(p.grad is None for p in task.codec.parameters())
     with pytest.raises(ConfigError, match="spectral: needs regression="):
         JointTask(replace(recipe(made, tmp_path), spectral=1.0, regression=0.0))
@@ -331,15 +319,8 @@ def test_ears_learn_the_source_and_conversions_learn_to_hide_it(
     none, alone = moved("leak")
     assert alone > 0 and none == 0
     for name in ("ears", "leak"):
-        optimiser, heard = torch.optim.Adam([p for p in task.model.parameters() if p.requires_grad], lr=3e-3), []
-        for step in range(20):
-            torch.manual_seed(step)
-            optimiser.zero_grad()
-            value = task.loss(task.model, task.batch(np.random.default_rng(step % 3)))[1][name]
-            value.backward()
-            optimiser.step()
-            heard.append(float(value.detach()))
-        assert np.mean(heard[-5:]) < np.mean(heard[:5]), name
+        heard = followed(task, 20, name)
+        assert heard[-5:].mean() < heard[:5].mean(), name
 
 
 def test_the_mean_of_models_is_their_weights_mean(made: SimpleNamespace, tmp_path: Path) -> None:
