@@ -1,4 +1,4 @@
-"""A server in a thread for tests, and clients: a well-behaved one, and a raw one that can misbehave."""
+"""A server in a thread for tests, as fixtures, too; clients: a well-behaved one, and a raw one that can misbehave."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import asyncio
 import base64
 import json
 import os
+import signal
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
+import pytest
+import tiny
+import torch
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from vivavoce.changer import Changer, load
+from vivavoce.engine import Settings
 from vivavoce.serve.app import Service
 from vivavoce.serve.limits import Door, Limits
 from vivavoce.serve.metrics import Metrics
@@ -29,6 +37,9 @@ from vivavoce.serve.voices import Voices
 
 PATIENCE = 300.0  # seconds; only a broken test waits so long
 WAIT = Limits(late="wait", idle=PATIENCE)
+RATE = 16000
+HTTP = httpx.Client(timeout=PATIENCE, trust_env=False, verify=False)
+SPEECH = tiny.voiced(0.5).numpy()
 
 
 def eventually(true: Callable[[], bool]) -> None:
@@ -193,3 +204,66 @@ class Raw:
     def audio(self, x: np.ndarray, rate: int, size: int) -> None:
         for i, at in enumerate(range(0, len(x), size)):
             self.socket.sendall(self.message(Frame(x[at : at + size], i, rate, F32LE).pack(), 2))
+
+
+class stopped:
+    """A worker process that does not run for a while, as on a machine with too much to do."""
+
+    def __init__(self, worker: Any) -> None:
+        self.pid = worker.pid
+
+    def __enter__(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def __exit__(self, *_: object) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+
+# ---------------------------------------------------------------- fixtures of test_serve and test_serve_http
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def changer(model: Path) -> Changer:
+    return load(model)
+
+
+@pytest.fixture(scope="module")
+def town(model: Path) -> Iterator[Town]:
+    town = Town(model, workers=2, streams=4)
+    yield town
+    town.close()
+
+
+@pytest.fixture(scope="module")
+def server(town: Town) -> Server:
+    return town.serve(replace(WAIT, upload_bytes=300_000, upload_seconds=3.0))
+
+
+KNOWN: dict[Any, np.ndarray] = {}
+
+
+def offline(changer: Changer, x: np.ndarray, voice: str = "ada", rate: int = RATE, **settings: Any) -> np.ndarray:
+    """What the library makes of it; the same question is answered once."""
+    key = (x.tobytes(), voice, rate, *settings.items())
+    if key not in KNOWN:
+        stream = changer.stream(voice, rate, Settings(**settings))
+        KNOWN[key] = torch.cat((stream.push(torch.from_numpy(x)), stream.flush())).numpy()
+    return KNOWN[key]
+
+
+@pytest.fixture
+def neighbour(server: Server, changer: Changer) -> Iterator[Client]:
+    """Another stream on each worker, in full swing before and after; neither may miss or change a sample."""
+    others = [server.client(), server.client()]
+    for other in others:
+        other.audio(SPEECH[:4000])
+    yield others[0]
+    for other in others:
+        other.audio(SPEECH[4000:])
+        assert np.array_equal(other.finish(), offline(changer, SPEECH))
+    server.idle()

@@ -19,8 +19,7 @@ import tiny
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytest.importorskip("starlette", reason="needs the extra `serve`")
 
-from servers import PATIENCE, WAIT, Server, Town, eventually  # noqa: E402
-from test_serve import stopped  # noqa: E402
+from servers import PATIENCE, WAIT, Server, Town, eventually, stopped  # noqa: E402
 
 from vivavoce.serve.limits import Limits  # noqa: E402
 
