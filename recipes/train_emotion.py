@@ -64,11 +64,11 @@ class EmotionTask(TaggerTask):
             found.setdefault(domain(c), set()).add(self.label(c))
         return sorted(d for d, labels in found.items() if len(labels - {None}) >= 3)
 
-    def join(self, label: int, target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def join(self, label: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Calm talk before or after leaves the emotion what it is."""
         half = self.config.crop_frames // 2
-        parts = [self.crop(label, half, rng), self.crop(self.labels.index("neutral"), half, rng)]
-        return np.concatenate(parts if rng.random() < 0.5 else parts[::-1])
+        (x, target), (calm, _) = self.crop(label, half, rng), self.crop(self.labels.index("neutral"), half, rng)
+        return np.concatenate((x, calm) if rng.random() < 0.5 else (calm, x)), target
 
     def validate(self) -> dict[str, float]:
         labels, scores = self.judge("valid", self.config.valid_clips)

@@ -23,6 +23,7 @@ from vivavoce.eval.tagger import CLASS_OF, LABELS, Tagger, TaggerConfig
 from vivavoce.recipes.corpus import HOP, Pack, check_grid, iterate, licence_parts
 from vivavoce.recipes.data import collate, random_gain
 from vivavoce.recipes.perturb import perturb
+from vivavoce.recipes.second_opinion import opinions
 from vivavoce.recipes.trainer import TrainConfig, fit
 
 Clip = dict[str, Any]  # a line of the pack's manifest
@@ -46,7 +47,9 @@ class TaggerRecipe:
     exclude_licences: list[str] = field(default_factory=lambda: ["NC", "ND", "GFDL"])  # not trained or tuned on
     valid_clips: int = 300
     label_smoothing: float = 0.05
-    version: str = "2"
+    teacher: str | None = None  # folder of a Whisper, for a second opinion on labels (recipes.second_opinion)
+    trust: float = 0.7  # in that opinion; the rest in the label
+    version: str = "3"
     licence: str = "Apache-2.0"
 
 
@@ -58,7 +61,8 @@ class TaggerTask:
     about = (
         "Weak clip labels (manifest field `vocalisation`); valid and test are unseen speakers. Thresholds: precision "
         "= recall on valid. f1, precision, recall: each label by its own threshold; low, high: 95 % bootstrap "
-        "interval of f1 over clips. uar: mean recall of the label furthest above its threshold (chance 0.167)."
+        "interval of f1 over clips. uar: mean recall of the label furthest above its threshold (chance 0.167). "
+        "second_opinion: how much of what was taught came from a Whisper's probe, and of how many clips."
     )
 
     def __init__(self, config: TaggerRecipe) -> None:
@@ -71,8 +75,19 @@ class TaggerTask:
         if missing:
             raise CorpusError(f"{config.pack}: no training clip whose label is {missing[0]}; the "
                               f"manifest must have clips of {', '.join(self.labels)}")  # fmt: skip
+        self.targets = self.believed()
         torch.manual_seed(config.train.seed)
         self.model: nn.Module = Tagger(config.model, self.labels)
+
+    def believed(self) -> dict[str, np.ndarray]:
+        """What is taught of each training clip, by id: its label and, with `teacher`, the opinion on it, [labels]."""
+        c, clips = self.config, [x for x in self.clips if self.label(x) is not None]
+        named = np.array([self.labels.index(str(self.label(x))) for x in clips])
+        taught = np.eye(len(self.labels), dtype=np.float32)[named]
+        if c.teacher is not None:
+            told = opinions(self.pack, clips, named, c.teacher, Path(c.train.out) / "teacher.safetensors")
+            taught += c.trust * (told - taught)
+        return {str(x["id"]): t for x, t in zip(clips, taught)}
 
     @staticmethod
     def label(clip: Clip) -> str | None:
@@ -83,32 +98,30 @@ class TaggerTask:
         banned = {x.upper() for x in self.config.exclude_licences}
         return [c for c in self.pack.split(split) if not licence_parts(c.get("licence")) & banned]
 
-    def crop(self, label: int, frames: int, rng: np.random.Generator) -> np.ndarray:
-        """Up to `frames` frames of a clip of this class: a source drawn evenly, then a clip by its weight."""
+    def crop(self, label: int, frames: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Up to `frames` frames of a clip of this class, and what is taught of it: a source drawn evenly, then a clip
+        by its weight."""
         sources = self.pools[self.labels[label]]
         clips, cumulative = sources[rng.integers(len(sources))]
         clip = clips[min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1])), len(clips) - 1)]
         n = min(frames, clip["frames"])
         start = int(rng.integers(clip["frames"] - n + 1))
-        return random_gain(self.pack.waveform(clip["offset"] + start, n), rng)
+        return random_gain(self.pack.waveform(clip["offset"] + start, n), rng), self.targets[str(clip["id"])]
 
-    def join(self, label: int, target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A crop of `label` and one of another class, which becomes true as well."""
+    def join(self, label: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A crop of `label` and one of another class: both are true."""
         other = int((label + rng.integers(1, len(self.labels))) % len(self.labels))
-        target[other] = 1.0
-        half = self.config.crop_frames // 2
-        return np.concatenate([self.crop(k, half, rng) for k in (label, other)])
+        (a, first), (b, second) = (self.crop(k, self.config.crop_frames // 2, rng) for k in (label, other))
+        return np.concatenate((a, b)), np.maximum(first, second)
 
     def batch(self, rng: np.random.Generator) -> dict[str, Tensor]:
         c, items = self.config, []
         for _ in range(c.batch_size):
             label = int(rng.integers(len(self.labels)))
-            target = np.zeros(len(self.labels), np.float32)
-            target[label] = 1.0
             if rng.random() < c.join_probability:
-                wave = self.join(label, target, rng)
+                wave, target = self.join(label, rng)
             else:
-                wave = self.crop(label, c.crop_frames, rng)
+                wave, target = self.crop(label, c.crop_frames, rng)
             if rng.random() < c.noise_probability:
                 level = np.sqrt(np.mean(wave**2)) * 10 ** (-rng.uniform(10, 45) / 20)
                 wave = wave + rng.normal(0, level, wave.shape).astype(np.float32)
@@ -124,7 +137,7 @@ class TaggerTask:
             mel = disguise(self.model.spectrum(batch["wave"]), c)
         clip, _ = model(mel, batch["frames"])
         target = batch["target"]
-        single = target.sum(1) == 1
+        single = target.sum(1) < 1.01
         hit = (clip.argmax(1) == target.argmax(1))[single].float().mean()
         if c.model.exclusive:
             return F.cross_entropy(clip, target, label_smoothing=c.label_smoothing), {"hit": hit}
@@ -180,6 +193,8 @@ class TaggerTask:
             "train_licences": sorted({str(c.get("licence")) for c in self.clips}),
             "scores": scores,
         }  # fmt: skip
+        if self.config.teacher is not None:
+            model.card["second_opinion"] = {"trust": self.config.trust, "clips": len(self.targets)}
         folder.mkdir(parents=True, exist_ok=True)
         model.save(folder / self.stem)
 

@@ -72,13 +72,17 @@ class Whisper(nn.Module):
 
     def forward(self, wave: Tensor) -> Tensor:
         """Waveform [B, T * 320] at 16 kHz -> [B, T, dim]. It need not be padded to 30 s."""
-        e = self.encoder
+        return self.encoder.layer_norm(self.layers(wave)[-1]).float()
+
+    def layers(self, wave: Tensor) -> list[Tensor]:
+        """Waveform [B, T * 320] at 16 kHz -> what each layer makes of it, [B, T, dim] a layer."""
+        e, found = self.encoder, []
         h = F.gelu(e.conv2(F.gelu(e.conv1(self.spectra(wave))))).transpose(1, 2)
         h = h + e.embed_positions.weight[: h.shape[1]]
         for layer in e.layers:
             out: Any = layer(h, None)
-            h = out[0] if isinstance(out, tuple) else out
-        return e.layer_norm(h).float()
+            found.append(h := out[0] if isinstance(out, tuple) else out)
+        return found
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

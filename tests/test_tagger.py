@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from sounds import RATE, voice
 
@@ -112,6 +113,40 @@ def test_tagger_recipe_trains_exports_and_says_how_good_it_is(tmp_path):
     test = model.card["scores"]["test"]
     assert test["n"] == 6 and model.card["train_clips"]["cry"] == 1
     assert all(test[k]["low"] <= test[k]["f1"] <= test[k]["high"] for k in LABELS)
+
+
+def test_a_second_opinion_is_taught_beside_the_label(tmp_path, monkeypatch):
+    """A probe of a Whisper's layers, fitted on others' clips; a run that goes on does not listen again."""
+    pytest.importorskip("accelerate")
+    pytest.importorskip("transformers")
+    from vivavoce.recipes import second_opinion
+    from vivavoce.recipes.train_tagger import TaggerRecipe, TaggerTask
+    from vivavoce.recipes.trainer import TrainConfig
+
+    tiny.whisper().save_pretrained(tmp_path / "whisper")
+    kinds = ["laugh", "sob", "sigh", "scream", "groan", "none"]
+    lines = [{"vocalisation": kinds[i % 6], "split": "train", "speaker": str(i // 6)} for i in range(36)]
+    pack = make_pack(tmp_path, lines)
+    t = np.arange(25 * 320) / RATE
+    tones = [0.3 * np.sin(2 * np.pi * 200 * 2 ** (i % 6) * t) for i in range(36)]  # an octave a kind, but for one clip
+    tones[7], wrong = tones[6], 7
+    (np.concatenate(tones) * 32767).astype(np.int16).tofile(tmp_path / "audio.i16")
+    config = TaggerRecipe(pack=pack, model=TaggerConfig(dim=16, depth=1), batch_size=64, join_probability=0.0,
+                          teacher=str(tmp_path / "whisper"), train=TrainConfig(out=str(tmp_path / "run")))  # fmt: skip
+    task = TaggerTask(config)
+    said = np.stack([task.targets[str(i)] for i in range(36)])
+    assert np.allclose(said.sum(1), 1.0, atol=1e-5)
+    own = said[np.arange(36), [LABELS.index(TaggerTask.label(c)) for c in lines]]
+    assert own.argmin() == wrong and 0.3 <= own[wrong] < own[np.arange(36) != wrong].mean() - 0.1
+    batch = task.batch(np.random.default_rng(0))
+    assert {tuple(x) for x in batch["target"].numpy()} <= {tuple(x) for x in said}
+    with monkeypatch.context() as deaf:
+        deaf.setattr(second_opinion, "Whisper", None)
+        assert all(np.array_equal(x, said[int(k)]) for k, x in TaggerTask(config).targets.items())
+    alone = TaggerTask(dataclasses.replace(config, teacher=None)).targets
+    assert {x.max() for x in alone.values()} == {1.0}
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        TaggerTask(dataclasses.replace(config, teacher=str(tmp_path), train=TrainConfig(out=str(tmp_path / "other"))))
 
 
 def test_surer_labels_are_drawn_more_often():
