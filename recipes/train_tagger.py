@@ -137,7 +137,7 @@ class TaggerTask:
             mel = disguise(self.model.spectrum(batch["wave"]), c)
         clip, _ = model(mel, batch["frames"])
         target = batch["target"]
-        single = target.sum(1) < 1.01
+        single = target.sum(1) < 1.01  # not joined: what is taught adds up to 1
         hit = (clip.argmax(1) == target.argmax(1))[single].float().mean()
         if c.model.exclusive:
             return F.cross_entropy(clip, target, label_smoothing=c.label_smoothing), {"hit": hit}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import tiny
 import torch
 from sounds import RATE, voice
 
-from vivavoce.core.errors import CheckpointError
+from vivavoce.core.checkpoint import load_tensors, save_tensors
+from vivavoce.core.errors import CheckpointError, CorpusError
 from vivavoce.eval.tagger import (
     EMOTIONS,
     EVENTS,
@@ -140,13 +142,23 @@ def test_a_second_opinion_is_taught_beside_the_label(tmp_path, monkeypatch):
     assert own.argmin() == wrong and 0.3 <= own[wrong] < own[np.arange(36) != wrong].mean() - 0.1
     batch = task.batch(np.random.default_rng(0))
     assert {tuple(x) for x in batch["target"].numpy()} <= {tuple(x) for x in said}
-    with monkeypatch.context() as deaf:
-        deaf.setattr(second_opinion, "Whisper", None)
-        assert all(np.array_equal(x, said[int(k)]) for k, x in TaggerTask(config).targets.items())
+    heard, ever = [], second_opinion.Whisper.layers
+    monkeypatch.setattr(second_opinion.Whisper, "layers", lambda *x: heard.append(0) or ever(*x))
+    assert all(np.array_equal(x, said[int(k)]) for k, x in TaggerTask(config).targets.items()) and not heard
+    kept = tmp_path / "run/teacher.safetensors"
+    tensors, meta = load_tensors(kept)
+    save_tensors(kept, {"features": tensors["features"][:30]}, meta)  # as if it had been stopped there
+    assert all(np.array_equal(x, said[int(k)]) for k, x in TaggerTask(config).targets.items()) and len(heard) == 6
+    shutil.copytree(tmp_path / "whisper", tmp_path / "another")
+    TaggerTask(dataclasses.replace(config, teacher=str(tmp_path / "another")))
+    assert len(heard) == 6 + 36
     alone = TaggerTask(dataclasses.replace(config, teacher=None)).targets
     assert {x.max() for x in alone.values()} == {1.0}
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        TaggerTask(dataclasses.replace(config, teacher=str(tmp_path), train=TrainConfig(out=str(tmp_path / "other"))))
+        TaggerTask(dataclasses.replace(config, teacher=str(tmp_path)))
+    make_pack(tmp_path, [{**line, "speaker": "one"} for line in lines])
+    with pytest.raises(CorpusError, match="one speaker alone"):
+        TaggerTask(config)
 
 
 def test_surer_labels_are_drawn_more_often():
