@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,24 +37,70 @@ def dequantise(units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return f0, voiced / PERIODICITY_STEPS, level * LEVEL_STEP
 
 
+MODES = (0.37, 117.0, 2.5), (0.63, 212.0, 2.7)  # registers: share of speakers, Hz, semitones of spread
+SWAY, ALIKE = 3.6, 15.0  # semitones by which F0 sways about its register, and frames after which that averages out
+FALL, FELL = 1.0, 60.0  # semitones by which speech begins above its mean, and voiced frames in which it comes down
+OTHER = 3.2, 6.7  # semitones by which cries, laughs, bursts lie above a speaker's register, and by which they vary
+
+
+class Pitches(NamedTuple):
+    """What was voiced so far: sums of log2 F0 and numbers of frames, of speech and of other sounds."""
+
+    speech: float = 0.0
+    spoken: float = 0.0
+    others: float = 0.0
+    other: float = 0.0
+
+    def plus(self, x: float, speaking: bool, memory: float = math.inf) -> Pitches:
+        """One frame of log2 F0 more; beyond `memory` frames of its kind, the mean so far counts as that many."""
+        speech, spoken, others, other = self
+        if speaking:
+            keep = 1.0 - (spoken >= memory) / memory
+            return Pitches(speech * keep + x, spoken * keep + 1.0, others, other)
+        keep = 1.0 - (other >= memory) / memory
+        return Pitches(speech, spoken, others * keep + x, other * keep + 1.0)
+
+    def register(self) -> float:
+        """The log2 register that they tell of: the posterior mean, given that most are near one of two (`MODES`).
+
+        Speech tells of it the better the more there is. A cry or a laugh tells of it little, however long it is: it
+        may lie anywhere. The numbers were measured on pitch tracks of a corpus' train split (docs/experiments.md).
+        """
+        tells = []  # semitones, and their variance
+        if self.spoken:
+            mean = self.speech / self.spoken - FALL / 12.0 * math.exp(-self.spoken / FELL)
+            stray = 1.0 + self.other / self.spoken  # a little speech among much that is none may be none itself
+            tells.append((12.0 * mean, stray * SWAY**2 / (1.0 + (self.spoken / ALIKE) ** 2)))
+        if self.other:
+            tells.append((12.0 * self.others / self.other - OTHER[0], OTHER[1] ** 2))
+        if not tells:
+            return math.log2(DEFAULT_REGISTER)
+        noise = 1.0 / sum(1.0 / v for _, v in tells)
+        mean = noise * sum(x / v for x, v in tells)
+        likely, means = [], []
+        for share, hz, spread in MODES:
+            away, variance = mean - 12.0 * math.log2(hz), spread**2 + noise
+            likely.append(math.log(share) - 0.5 * (math.log(variance) + away**2 / variance))
+            means.append(math.log2(hz) + away / 12.0 * spread**2 / variance)
+        chance = [math.exp(x - max(likely)) for x in likely]
+        return sum(c * m for c, m in zip(chance, means)) / sum(chance)
+
+
 class Register(nn.Module):
     """The speaker's running pitch register, log2 F0, learnt on the way without bending the melody.
 
-    Two things are kept apart. What is *believed*: the posterior mean of a register, given the mean of all voiced frames
-    so far (forgotten with a time constant of `memory_frames` of them) and that most registers are near one of two
-    (`MODES`). And what is *used*, which every F0 is measured against, so that its motion is heard: it takes up the
-    belief at once for the first `FREE` voiced frames, and then follows it at `SPEAKING` semitones a second (faster
-    where it is far off), but at `RESTING` in a pause, where nothing is bent. The constants were chosen on pitch tracks,
-    see docs/live.md.
+    Two things are kept apart. What is *believed*: see `Pitches.register`; of each kind of sound the mean so far is
+    forgotten with a time constant of `memory_frames`. And what is *used*, which every F0 is measured against, so that
+    its motion is heard: it takes up the belief at once for the first `FREE` voiced frames, and then follows it at
+    `SPEAKING` semitones a second (faster where it is far off), but at `RESTING` in a pause, where nothing is bent. The
+    constants were chosen on pitch tracks, see docs/live.md.
 
     Args:
-        start: register in Hz that is known beforehand (from a scan of the file, or an earlier session). Else, and
-            unless it lies there itself, none outside `REGISTERS` is believed.
+        start: register in Hz that is known beforehand (from a scan of the file, or an earlier session); it counts as
+            the mean of `memory_frames` of speech. Else, and unless it lies there itself, none outside `REGISTERS` is
+            believed.
     """
 
-    MODES = (0.37, 117.0, 2.5), (0.63, 212.0, 2.7)  # share of speakers, Hz, semitones of spread
-    SWAY, ALIKE = 3.6, 15.0  # semitones by which F0 sways about its register, and frames after which that averages out
-    FALL, FELL = 1.0, 60.0  # semitones by which speech begins above its mean, and voiced frames in which it comes down
     FREE = 8  # voiced frames
     SPEAKING, RESTING = 0.3, 15.0  # semitones a second
     FAR, HURRY = 2.0, 0.3  # beyond FAR semitones, HURRY semitones a second more for each
@@ -67,48 +114,38 @@ class Register(nn.Module):
         self.known, self.free = start is not None, 0 if start else self.FREE
         self.memory, self.step = memory_frames, frame / 12.0  # seconds a frame; semitones a second -> octaves a frame
 
-    def forward(self, f0: Tensor, periodicity: Tensor, state: State = None) -> tuple[Tensor, State]:
-        """F0 (Hz) and periodicity [B, T] -> log2 register in Hz [B, T], the present frame included."""
+    def forward(
+        self, f0: Tensor, periodicity: Tensor, speaking: Tensor, state: State = None
+    ) -> tuple[Tensor, State]:
+        """F0 (Hz), periodicity and whether it is speech [B, T] -> log2 register in Hz [B, T], the present frame
+        included."""
         rows = [] if state is None else list(state)
         out: list[list[float]] = []
-        for b, (track, certain) in enumerate(zip(f0.tolist(), periodicity.tolist())):
+        for b, row in enumerate(zip(f0.tolist(), periodicity.tolist(), speaking.tolist())):
             if state is None:
-                mass = self.memory if self.known else 0.0
-                rows.append((mass * self.start, mass, self.start, 0, 0))
+                known = Pitches(self.memory * self.start, self.memory) if self.known else Pitches()
+                rows.append((known, self.start, 0, 0))
             out.append([])
-            for hz, p in zip(track, certain):
-                rows[b] = self._follow(math.log2(max(hz, PITCH_BASE)), p > 0.5, *rows[b])
-                out[b].append(rows[b][2])
+            for hz, p, s in zip(*row):
+                rows[b] = self._follow(math.log2(max(hz, PITCH_BASE)), p > 0.5, s, *rows[b])
+                out[b].append(rows[b][1])
         return f0.new_tensor(out).reshape(f0.shape), tuple(rows)
 
-    def _follow(self, x: float, voiced: bool, total: float, mass: float, used: float, heard: int, gap: int) -> tuple:
-        """One frame of log2 F0; sum and number of frames, register, voiced frames, unvoiced ones in a row. Plain
-        numbers: a tensor's operation costs a hundred times what it does here."""
+    def _follow(self, x: float, voiced: bool, speaking: bool,
+                heard: Pitches, used: float, free: int, gap: int) -> tuple:  # fmt: skip
+        """One frame of log2 F0; what was heard, register, voiced frames, unvoiced ones in a row. Plain numbers: a
+        tensor's operation costs a hundred times what it does here."""
         if voiced:
-            keep = 1.0 - (mass >= self.memory) / self.memory
-            total, mass = total * keep + x, mass * keep + 1.0
-        heard, gap = min(heard + voiced, self.free + 1), 0 if voiced else min(gap + 1, self.PAUSE)
+            heard = heard.plus(x, speaking, self.memory)
+        free, gap = min(free + voiced, self.free + 1), 0 if voiced else min(gap + 1, self.PAUSE)
         low, high = self.bounds
-        way = min(max(self._believed(total, mass), low), high) - used
-        if not (voiced and heard <= self.free):
-            speaking = self.SPEAKING + self.HURRY * max(12.0 * abs(way) - self.FAR, 0.0)
-            most = self.step * (self.RESTING if gap >= self.PAUSE else speaking)
+        believed = heard.speech / heard.spoken if self.known else heard.register()
+        way = min(max(believed, low), high) - used
+        if not (voiced and free <= self.free):
+            quick = self.SPEAKING + self.HURRY * max(12.0 * abs(way) - self.FAR, 0.0)
+            most = self.step * (self.RESTING if gap >= self.PAUSE else quick)
             way = min(max(way, -most), most)
-        return total, mass, used + way, heard, gap
-
-    def _believed(self, total: float, mass: float) -> float:
-        """Posterior mean of the register, of a mixture of two normal distributions."""
-        if self.known or not mass:
-            return total / mass if mass else self.start
-        mean = total / mass - self.FALL / 12.0 * math.exp(-mass / self.FELL)
-        noise = self.SWAY**2 / (1.0 + (mass / self.ALIKE) ** 2)  # squared semitones, as are the variances below
-        likely, means = [], []
-        for share, hz, spread in self.MODES:
-            away, variance = 12.0 * (mean - math.log2(hz)), spread**2 + noise
-            likely.append(math.log(share) - 0.5 * (math.log(variance) + away**2 / variance))
-            means.append(math.log2(hz) + away / 12.0 * spread**2 / variance)
-        chance = [math.exp(x - max(likely)) for x in likely]
-        return sum(c * m for c, m in zip(chance, means)) / sum(chance)
+        return heard, used + way, free, gap
 
 
 def mean_register(f0: Tensor, periodicity: Tensor) -> float:
@@ -119,8 +156,12 @@ def mean_register(f0: Tensor, periodicity: Tensor) -> float:
     return float(torch.exp2(torch.log2(f0[voiced]).mean()))
 
 
-def speaking_register(f0: Tensor, periodicity: Tensor) -> float:
-    """Register in Hz that the speaker of a recording has when speaking, as far as it tells: its mean, within
-    `REGISTERS`. So a recording that is one scream remains high above the register."""
+def speaking_register(f0: Tensor, periodicity: Tensor, speaking: Tensor) -> float:
+    """Register in Hz that the speaker of a recording has when speaking, as far as it tells (`Pitches.register`), within
+    `REGISTERS`. F0 (Hz), periodicity and whether it is speech, [T] each."""
+    voiced = periodicity > 0.5
+    x = torch.log2(f0.double().clamp_min(PITCH_BASE))
+    kinds = [x[voiced & kind] for kind in (speaking, ~speaking)]
+    heard = Pitches(*(n for k in kinds for n in (float(k.sum()), float(len(k)))))
     low, high = REGISTERS
-    return min(max(mean_register(f0, periodicity), low), high)
+    return min(max(2.0 ** heard.register(), low), high)

@@ -27,6 +27,7 @@ from vivavoce.guidance import Way, look, steerable, strangers
 from vivavoce.lm import Source, VoiceLM
 from vivavoce.stream import Stream, limit
 from vivavoce.units import HubertUnits, UnitEncoder, load_units, prosody
+from vivavoce.units.speaking import Speaking
 from vivavoce.voice import Voice
 
 MIN_SECONDS, MAX_SECONDS = 1.0, 30.0  # of a reference recording; what is beyond is left unread
@@ -71,6 +72,7 @@ class Changer:
         self.tokeniser, self.lm_fingerprint = tokeniser, ""  # of codec and units; of the language model
         self.voices = voices or {}
         self.crowd: Voice | None = None  # frames of many speakers: strangers, for guidance
+        self.speaking: Speaking | None = None  # tells speech from other sounds, for the register
         self.beside: Executor | None = None  # where the next frame is heard while one is spoken
 
     @classmethod
@@ -99,6 +101,10 @@ class Changer:
             changer.voices[voice.name] = voice
         if (folder / "crowd.voice").is_file():
             changer.crowd = changer.voice(Voice.load(folder / "crowd.voice"))
+        if (folder / "speaking").is_dir():
+            changer.speaking = Speaking.from_pretrained(folder / "speaking")
+            if changer.speaking.config.units != fingerprint(folder, ("units",)):
+                raise CheckpointError(f"{folder}: speaking/ is of other units; fit it with vivavoce.recipes.speaking")
         return changer
 
     def voice(self, name: str | Path | Voice) -> Voice:
@@ -236,7 +242,7 @@ class Changer:
         settings = replace(settings or Settings(), **options)
         self._check_settings(settings)
         parts = self._live_codec, self._live_units, self._live_lm
-        engine = Engine(*parts, self.voice(voice), settings, self.crowd, way, self.beside)
+        engine = Engine(*parts, self.voice(voice), settings, self.crowd, way, self.beside, self.speaking)
         return Stream(engine, rate, chunk, self.voice)
 
     def _check_settings(self, settings: Settings) -> None:
@@ -280,15 +286,26 @@ class Changer:
 
     @torch.inference_mode()
     def _register_of(self, blocks: Iterator[Tensor], rate: int) -> float:
-        hop, inner = self.units.config.hop, self.units.config.sample_rate
+        hop, inner, ahead = self.units.config.hop, self.units.config.sample_rate, self.units.config.lookahead
         y = resample(_first(blocks, round(SCAN_SECONDS * rate))[None], rate, inner)
-        y = torch.nn.functional.pad(y, (0, -y.shape[1] % hop))
+        y = torch.nn.functional.pad(y, (0, -y.shape[1] % hop + ahead * hop))
         pieces, state = [], None
         for piece in y.split(100 * hop, dim=1):  # the tracker's spectra of a whole minute would fill 200 MB
-            pitch, state = self.units.pitch(piece, state)
-            pieces.append(torch.stack(pitch))
-        f0, periodicity = torch.cat(pieces, dim=-1)
-        return prosody.speaking_register(f0, periodicity)
+            if self.speaking is None:  # the pitch tracker is enough
+                (f0, periodicity), state = self.units.pitch(piece, state)
+                content = torch.zeros_like(f0, dtype=torch.int64)
+            else:
+                (content, _, f0, periodicity), state = self.units(piece, state)
+            pieces.append((content, f0, periodicity))
+        content, f0, periodicity = (torch.cat(x, dim=1)[0, ahead:] for x in zip(*pieces))
+        return self.register(content, f0, periodicity)
+
+    def register(self, content: Tensor, f0: Tensor, periodicity: Tensor) -> float:
+        """Speaking register in Hz, of a stretch's units [T] each (see units.prosody.speaking_register)."""
+        odds = torch.ones_like(periodicity)
+        if self.speaking is not None:
+            odds = self.speaking(content[None], periodicity[None])[0][0]
+        return prosody.speaking_register(f0, periodicity, odds > 0)
 
     @staticmethod
     def _rate(path: str | Path) -> int:

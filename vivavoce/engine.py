@@ -32,6 +32,7 @@ from vivavoce.guidance import Way, begin, lead, steerable
 from vivavoce.lm import LMState, Source, VoiceLM
 from vivavoce.units import HubertUnits, UnitEncoder, prosody
 from vivavoce.units.prosody import Register
+from vivavoce.units.speaking import Speaking
 from vivavoce.voice import Voice
 
 WARM_UP = 8  # frames that a new voice says unheard before it is heard, when a stream changes its voice
@@ -111,6 +112,7 @@ class EarState(NamedTuple):
     framing: Tensor | None
     codec: State  # of the codec's encoder, where guidance asks
     levels: tuple[tuple[Tensor, Tensor | None], ...]  # of the last L frames: level, and what the codec hears
+    speaking: State
     register: State
 
 
@@ -134,10 +136,10 @@ class Engine:
 
     def __init__(self, codec: VoiceCodec, units: UnitEncoder | HubertUnits, lm: VoiceLM, voice: Voice,
                  settings: Settings, crowd: Voice | None = None, way: Way | None = None,
-                 beside: Executor | None = None) -> None:  # fmt: skip
+                 beside: Executor | None = None, speaking: Speaking | None = None) -> None:  # fmt: skip
         """`way`: what is known of the source's own voice beforehand, as against `voice`; `beside`: where the next frame
-        is heard while one is spoken."""
-        self.beside = beside
+        is heard while one is spoken; `speaking`: tells speech from other sounds, without which all is speech."""
+        self.beside, self.speaking = beside, speaking
         if settings.context is not None:  # the ring is as long as the model's config says: same weights, other ring
             lm = copy.copy(lm)
             lm.config = replace(lm.config, context=settings.context)
@@ -189,7 +191,7 @@ class Engine:
     def start(self) -> EngineState:
         """A fresh stream."""
         codec = self.codec.begin(self.voice.codes[None, :, : self.lm.config.n_codebooks].long())
-        return EngineState(0, EarState(None, None, None, (), None), (), self.prompted(), self.way, codec)
+        return EngineState(0, EarState(None, None, None, (), None, None), (), self.prompted(), self.way, codec)
 
     @torch.inference_mode()
     def take_over(self, s: EngineState) -> EngineState:
@@ -240,15 +242,18 @@ class Engine:
             now, level, codec = None, self.codec.level(frames), None
         h, units = self.units(x, s.units)
         levels = (*s.levels, (level, now))
-        s = EarState(units, framing, codec, _last(levels, self.lookahead), s.register)
+        s = EarState(units, framing, codec, _last(levels, self.lookahead), s.speaking, s.register)
         if len(levels) <= self.lookahead:
             return None, s
         due, vector = levels[0]
         key, pitch = ("rounded", *due.shape), (h.f0, h.periodicity)
         f0, periodicity, level = traced(self.codec.framing, prosody.rounded, key, *pitch, due)
-        own, register = self.register(f0, periodicity, s.register)
+        odds, speaking = torch.ones_like(periodicity), None
+        if self.speaking is not None:
+            odds, speaking = self.speaking(h.content, periodicity, s.speaking)
+        own, register = self.register(f0, periodicity, odds > 0, s.register)
         source = Source(h.content, h.expression, f0, periodicity, level)
-        return Heard(source, own, vector), s._replace(register=register)
+        return Heard(source, own, vector), s._replace(speaking=speaking, register=register)
 
     def _answer(self, heard: Heard | None, s: EngineState) -> tuple[Tensor | None, EngineState]:
         """What is to be said once a frame was heard; None as long as nothing is due."""

@@ -87,7 +87,7 @@ class TranslationMode:
         changer = self.changer
         content, expression, units, _ = changer.tokenise(x)
         f0, periodicity, level = prosody.dequantise(units)
-        register = settings.source_register or prosody.speaking_register(f0, periodicity)
+        register = settings.source_register or changer.register(content, f0, periodicity)
         f0 = f0 * 2.0 ** (math.log2(voice.register / register) + settings.transpose / 12.0)
         crowd = changer.crowd if settings.guidance > 0 else None
         for n, (a, b) in enumerate(stretches(level.numpy(), SHORTEST_FRAMES, LONGEST_FRAMES)):

@@ -1,0 +1,180 @@
+"""What is no speech does not tell a speaker's register: units.speaking, its recipe, and registers that listen to it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_same, in_chunks, ragged
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vivavoce import load
+from vivavoce.changer import Changer, fingerprint, model_folder
+from vivavoce.core import audio
+from vivavoce.core.errors import CheckpointError, CorpusError
+from vivavoce.recipes import speaking as recipe
+from vivavoce.recipes.corpus import Pack
+from vivavoce.units import load_units
+from vivavoce.units.prosody import MODES, Pitches, Register, speaking_register
+from vivavoce.units.speaking import Speaking, SpeakingConfig
+
+pytest_plugins = ["sung"]
+LEVELS = [3, 2]
+SOUNDS = Path(__file__).parents[1] / "samples"
+SAMPLES = {"speech-low.flac": True, "speech-high.flac": True, "laugh.flac": False, "sob.flac": False}
+
+
+def fitted(memory: float = 4.0) -> Speaking:
+    made = Speaking(SpeakingConfig("", math.prod(LEVELS), LEVELS, memory))
+    with torch.no_grad():
+        made.table.copy_(torch.tensor([2.0, 0.0, -2.0, 1.0, -1.0]))
+        made.bias.fill_(0.5)
+    return made
+
+
+def test_odds_are_a_fading_mean_over_voice_of_what_digits_say() -> None:
+    content, voiced = torch.tensor([[0, 1, 5, 4]]), torch.tensor([[0.0, 1.0, 1.0, 0.0]])  # digits 00, 01, 21, 20
+    odds, _ = fitted()(content, voiced)
+    first, second = 2.0 - 1.0, -2.0 - 1.0
+    after = (0.75 * first + second) / 1.75
+    assert_same(odds, 0.5 + torch.tensor([[0.0, first, after, after]]), 1e-6)
+
+
+def test_a_class_is_a_unit_of_one_digit() -> None:
+    made = Speaking(SpeakingConfig("", 7))
+    with torch.no_grad():
+        made.table[3] = 1.5
+    odds, _ = made(torch.tensor([[3, 3, 0]]), torch.ones(1, 3))
+    assert odds[0, 1] == 1.5 and odds[0, 2] < 1.5
+
+
+def test_odds_any_chunking_equals_one_call() -> None:
+    content, voiced = torch.randint(0, 6, (2, 200)), (torch.rand(2, 200) > 0.3).float()
+    whole, state = fitted()(content, voiced)
+    for seed in range(3):
+        assert_same(in_chunks(fitted(), (content, voiced), ragged(200, seed=seed)), whole, 1e-6)
+    empty, same = fitted()(content[:, :0], voiced[:, :0], state)
+    assert empty.shape == (2, 0) and same == state
+
+
+# ---------------------------------------------------------------- registers
+
+
+def kinds(*runs: tuple[float, int, bool]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Runs of F0, frames and whether it is speech -> F0, periodicity, speaking [1, T]."""
+    f0 = torch.cat([torch.full((n,), hz) for hz, n, _ in runs])[None]
+    speaking = torch.cat([torch.full((n,), s) for _, n, s in runs])[None]
+    return f0, torch.ones_like(f0), speaking
+
+
+def test_a_cry_is_not_taken_for_a_speaker_of_its_pitch() -> None:
+    """It stays high above the register that is believed, in files and in streams; speech as high does not."""
+    cry, speech = kinds((400.0, 200, False)), kinds((270.0, 200, True))
+    for believed in (speaking_register(*(x[0] for x in cry)), 2 ** float(Register()(*cry)[0][0, -1])):
+        assert MODES[0][1] < believed < 1.15 * MODES[1][1]
+    assert speaking_register(*(x[0] for x in speech)) == pytest.approx(270.0, rel=0.02)
+
+
+def test_speech_tells_the_register_whatever_else_is_heard() -> None:
+    for runs in ([(120.0, 100, True), (420.0, 300, False)], [(420.0, 300, False), (120.0, 100, True)]):
+        assert speaking_register(*(x[0] for x in kinds(*runs))) == pytest.approx(120.0, rel=0.03)
+
+
+def test_a_laugh_leaves_the_register_of_a_stream_where_speech_put_it() -> None:
+    before, laughing = Register()(*kinds((120.0, 500, True)))[0], kinds((120.0, 500, True), (360.0, 500, False))
+    assert_same(Register()(*laughing)[0][:, 500:], before[:, -1:].expand(1, 500), 0.03)  # octaves, after 10 s
+
+
+def test_a_few_frames_that_seem_speech_in_a_cry_change_little() -> None:
+    alone = speaking_register(*(x[0] for x in kinds((450.0, 150, False))))
+    stray = speaking_register(*(x[0] for x in kinds((450.0, 145, False), (450.0, 5, True))))
+    assert abs(math.log2(stray / alone)) * 12 < 1.0  # semitones
+
+
+@given(st.floats(60, 900), st.integers(0, 300), st.floats(60, 900), st.integers(0, 300))
+def test_what_is_believed_lies_among_what_was_heard_and_what_speakers_have(a: float, n: int, b: float, m: int) -> None:
+    heard = Pitches()
+    for hz, count, speaking in ((a, n, True), (b, m, False)):
+        for _ in range(count):
+            heard = heard.plus(math.log2(hz), speaking)
+    near = [hz for hz, count in ((a, n), (b, m)) if count] + [hz for _, hz, _ in MODES]
+    assert 0.8 * min(near) <= 2 ** heard.register() <= max(near) * 1.001
+
+
+# ---------------------------------------------------------------- the embedded default, and other models
+
+
+@pytest.mark.parametrize(("name", "speech"), SAMPLES.items())
+def test_the_embedded_default_tells_speech_from_laughs_and_sobs(name: str, speech: bool) -> None:
+    changer = load()
+    x, rate = audio.load(SOUNDS / name)
+    assert rate == 16000 and changer.speaking is not None
+    content, _, units, _ = changer.tokenise(x)
+    voiced = units[:, 1] > 7
+    odds, _ = changer.speaking(content[None], voiced[None].float())
+    right = ((odds[0, voiced] > 0) == speech).float().mean()
+    assert right > 0.9
+
+
+def copy_of(model: Path, folder: Path) -> Path:
+    return shutil.copytree(model, folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def test_a_model_without_it_takes_all_for_speech(tmp_path: Path) -> None:
+    folder = copy_of(model_folder(), tmp_path / "model")
+    x, rate = audio.load(SOUNDS / "sob.flac")
+    before = load(folder)._register_of(iter([x]), rate)
+    recipe.without_speaking(folder)
+    bare = load(folder)
+    assert bare.speaking is None and bare._register_of(iter([x]), rate) != pytest.approx(before, rel=0.05)
+
+
+def test_one_of_other_units_is_refused(tmp_path: Path) -> None:
+    folder = copy_of(model_folder(), tmp_path / "model")
+    config = json.loads((folder / "speaking" / "config.json").read_text())
+    config["config"]["units"] = "0123456789abcdef"
+    (folder / "speaking" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"speaking/ is of other units.*recipes.speaking"):
+        Changer.from_pretrained(folder)
+
+
+# ---------------------------------------------------------------- recipe
+
+
+@pytest.fixture
+def labelled(pack: Pack, tmp_path: Path) -> Path:
+    """The toy pack with every other clip called a laugh."""
+    folder = shutil.copytree(pack.folder, tmp_path / "pack")
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    for i, clip in enumerate(lines):
+        clip["vocalisation"] = ("none", "laugh")[i // 3 % 2]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(c) + "\n" for c in lines))
+    return folder
+
+
+def test_the_recipe_fits_what_the_module_computes(labelled: Path, models, tmp_path: Path, capsys) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(models.units, model / "units")
+    made = recipe.make_speaking(model, labelled)
+    assert "of voiced frames" in capsys.readouterr().out
+    again = Speaking.from_pretrained(model / "speaking")
+    assert again.config == made.config and again.config.units == fingerprint(model, ("units",))
+    assert torch.equal(again.table, made.table) and made.table.abs().max() > 0
+    clip = Pack(labelled).split("train")[0]
+    content, periodicity = recipe.heard(load_units(model / "units").eval(), Pack(labelled), clip)
+    with torch.no_grad():
+        features = torch.from_numpy(recipe.described(made, content, periodicity))
+        odds = made(content, periodicity)[0][:, periodicity[0] > 0.5]
+        assert_same((features @ made.table + made.bias)[None], odds, 1e-4)
+
+
+def test_the_recipe_needs_both_kinds(pack: Pack, models, tmp_path: Path) -> None:
+    shutil.copytree(models.units, tmp_path / "units")
+    with pytest.raises(CorpusError, match="train clips of both"):
+        recipe.make_speaking(tmp_path, pack.folder)
+    assert not (tmp_path / "speaking").exists()
