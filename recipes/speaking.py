@@ -70,7 +70,7 @@ def make_speaking(model: Path, pack_folder: Path, seed: int = 0) -> Speaking:
     """Fit it to the units of a model folder, write it there, and return it.
 
     Raises:
-        CorpusError: no speech, or nothing else, in the train split.
+        CorpusError: no speech, or nothing else, in the train split; or no voice is heard in them.
     """
     pack, rng, units = Pack(pack_folder), np.random.default_rng(seed), load_units(model / "units").eval()
     clips = chosen(pack, "train", CLIPS, rng)
@@ -84,7 +84,9 @@ def make_speaking(model: Path, pack_folder: Path, seed: int = 0) -> Speaking:
         some = rng.permutation(len(found))[:FRAMES]
         rows.append(found[some])
         labels += [speech] * len(some)
-    y = np.array(labels)
+    y = np.array(labels, bool)
+    if len(set(labels)) < 2:
+        raise CorpusError(f"{pack_folder}: {model / 'units'} hears no voice in one of the two kinds")
     even = len(y) / (2.0 * np.bincount(y, minlength=2).clip(1))
     fit = LogisticRegression(C=0.3, max_iter=1000, class_weight={False: even[0], True: DOUBT * even[1]})
     fit.fit(np.concatenate(rows), y)

@@ -75,7 +75,8 @@ class CodecTask:
                 row[f"mel_db_{k}"] = mel_distance(y[:, 320:].cpu(), x[:, :-320])
             row["f0_corr"] = pitch_correlation(y[0, 320:].cpu().numpy(), f0[:-1], per[:-1])
             totals.append(row)
-        return {k: float(np.nanmean([t[k] for t in totals])) for k in totals[0]}
+        known = {k: [t[k] for t in totals if not np.isnan(t[k])] for k in totals[0]}  # no voice, no correlation
+        return {k: float(np.mean(v)) if v else float("nan") for k, v in known.items()}
 
     def export(self, folder: Path) -> None:
         assert isinstance(self.model, Codec)

@@ -15,6 +15,7 @@ pytest_plugins = ["sung"]
 
 from sung import PHONES, TOY, sing  # noqa: E402
 
+from vivavoce.changer import fingerprint  # noqa: E402
 from vivavoce.codec import Codec  # noqa: E402
 from vivavoce.core.checkpoint import load_tensors, read_json  # noqa: E402
 from vivavoce.core.config import load_config  # noqa: E402
@@ -31,6 +32,7 @@ from vivavoce.recipes import (  # noqa: E402
 from vivavoce.recipes.corpus import RATE, Pack, PrepareConfig  # noqa: E402
 from vivavoce.recipes.tokenise import TokeniseConfig, Tokens  # noqa: E402
 from vivavoce.recipes.trainer import TrainConfig  # noqa: E402
+from vivavoce.units.speaking import Speaking, SpeakingConfig  # noqa: E402
 
 # --- training
 
@@ -182,7 +184,7 @@ def test_a_joint_stage_goes_on_with_what_the_tokens_are_made_of():
     assert joint.model == lm.model  # it goes on with all of its weights
 
 
-def test_pipeline_with_critics_and_a_joint_stage(corpora, tmp_path):
+def test_pipeline_with_critics_and_a_joint_stage(corpora, tmp_path, monkeypatch):
     """The joint stage's units and language model are what is assembled; a second run does nothing."""
     levels = {"content_units": 75, "content_levels": [5, 3, 5]}
     joint = {"batch_size": 2, "crop_frames": 20, "prompt_frames": [20], "valid_batches": 1,
@@ -192,6 +194,13 @@ def test_pipeline_with_critics_and_a_joint_stage(corpora, tmp_path):
     recipe.lm["model"]["autoregressive"] = False
     recipe.critics = {k: joint[k] for k in ("batch_size", "crop_frames", "valid_batches", "train")}
     recipe.joint = {**joint, "model": recipe.lm["model"], "regression": 1.0, "leak": 0.2}
+    told = []
+
+    def make_speaking(model: Path, pack: Path) -> None:  # three steps of training hear no voice that could be told
+        told.append((model, pack))
+        Speaking(SpeakingConfig(fingerprint(model, ("units",)), 75, [5, 3, 5])).save_pretrained(model / "speaking")
+
+    monkeypatch.setattr(default, "make_speaking", make_speaking)
     model = default.run(recipe)
     for part in ("units", "lm"):
         folders = model / part, tmp_path / "joint/export" / part
@@ -206,6 +215,7 @@ def test_pipeline_with_critics_and_a_joint_stage(corpora, tmp_path):
     assert not changer.lm.config.autoregressive
     trained = {c["speaker"] for c in Pack(tmp_path / "pack").split("train")}
     assert changer.crowd is not None and changer.crowd.frames == 25 * len(trained) > 25
+    assert changer.speaking is not None and told == [(model, tmp_path / "pack")]
     assert changer.enroll(torch.from_numpy(sing(np.random.default_rng(0), "cy", 100)[0]), RATE).strangers is not None
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
     default.run(recipe)

@@ -173,8 +173,9 @@ def test_the_recipe_fits_what_the_module_computes(labelled: Path, models, tmp_pa
         assert_same((features @ made.table + made.bias)[None], odds, 1e-4)
 
 
-def test_the_recipe_needs_both_kinds(pack: Pack, models, tmp_path: Path) -> None:
+def test_the_recipe_needs_both_kinds(pack: Pack, models, tmp_path: Path, monkeypatch) -> None:
     shutil.copytree(models.units, tmp_path / "units")
+    monkeypatch.setattr(recipe, "CLASS_OF", {"none": "speech"})
     with pytest.raises(CorpusError, match="train clips of both"):
         recipe.make_speaking(tmp_path, pack.folder)
     assert not (tmp_path / "speaking").exists()
