@@ -30,7 +30,7 @@ from vivavoce.units.speaking import Speaking, SpeakingConfig
 CLIPS = 1500  # of each kind, at most
 FRAMES = 12  # voiced ones of each clip
 LONGEST = 300  # frames of a clip that are heard
-DOUBT = 3.0  # times as bad to miss speech as to take something else for it
+DOUBT = 20.0  # times as bad to miss speech as to take something else for it
 
 
 def chosen(pack: Pack, split: str, most: int, rng: np.random.Generator) -> list[tuple[dict[str, Any], bool]]:

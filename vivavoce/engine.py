@@ -67,7 +67,7 @@ class Settings:
 
     seed: int = 0
     temperature: float = 0.2
-    guidance: float = 0.5
+    guidance: float = 0.6
     fit: float = 1.0
     keep: float = 0.5
     delay: int | None = None
