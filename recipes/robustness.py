@@ -179,7 +179,7 @@ class Bench:
             yield Outcome(name, "likeness lost, cosine", full - likeness(ref), 0.1, "<=")
 
     def long(self, minutes: float) -> Iterator[Outcome]:
-        """The same speech over and over: later rounds must sound like the early ones, and like the words. Where there is
+        """The same speech over and over: later rounds must sound like early ones, and like the words. Where there is
         time, early is after a minute, in which the source's voice is learnt (vivavoce.guidance)."""
         rounds = max(4, round(minutes * 60 * RATE / len(self.x)))
         y = self.convert(np.tile(self.x, rounds)).reshape(rounds, -1)
