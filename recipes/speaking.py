@@ -55,11 +55,10 @@ def heard(units: UnitEncoder | HubertUnits, pack: Pack, clip: dict[str, Any]) ->
 
 def described(speaking: Speaking, content: torch.Tensor, periodicity: torch.Tensor) -> np.ndarray:
     """What `speaking` averages, of voiced frames [n, table]: shares of its table's entries."""
-    voiced = periodicity[0] > 0.5
-    entries = speaking.entries(content[0, voiced])
+    entries = [speaking.entries(unit) for unit in content[0, periodicity[0] > 0.5].tolist()]
     keep, share = 1.0 - 1.0 / speaking.config.memory_frames, np.zeros(len(speaking.table))
     mass, out = 0.0, np.zeros((len(entries), len(share)), np.float32)
-    for t, entry in enumerate(entries.numpy()):
+    for t, entry in enumerate(entries):
         share, mass = keep * share, keep * mass + 1.0
         share[entry] += 1.0
         out[t] = share / mass

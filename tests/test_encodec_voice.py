@@ -247,7 +247,7 @@ def test_a_live_frame_is_the_offline_recipe(changer: Changer) -> None:
             for k in ("f0", "periodicity", "content", "expression"))  # fmt: skip
         n = f0.shape[1]
         f0, periodicity, level = prosody.dequantise(prosody.quantise(f0, periodicity, level[:, :n]))
-        own, _ = prosody.Register(120.0)(f0, periodicity)
+        own, _ = prosody.Register(120.0)(f0, periodicity, torch.ones_like(f0, dtype=torch.bool))
         moved = f0 * torch.exp2(np.log2(voice.register) - own)
         index = torch.arange(grid.codes(n - delay))
         at = grid.unit(index) + delay

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vivavoce.core import radix
 from vivavoce.core.checkpoint import PretrainedModule
 from vivavoce.core.layers import State
 
@@ -44,23 +43,26 @@ class Speaking(PretrainedModule):
     @torch.no_grad()
     def forward(self, content: Tensor, periodicity: Tensor, state: State = None) -> tuple[Tensor, State]:
         """Content units (int64) and periodicity [B, T] -> log odds [B, T], the present frame included; the prior's
-        until the first voiced frame."""
-        told = self.table[self.entries(content)].sum(-1).tolist()
-        rows = [(0.0, 0.0)] * len(told) if state is None else list(state)
-        keep, bias = 1.0 - 1.0 / self.config.memory_frames, float(self.bias)
+        until the first voiced frame. Plain numbers, as in prosody.Register: it is one frame at a time."""
+        rows = [(0.0, 0.0)] * len(content) if state is None else list(state)
+        keep, bias, table = 1.0 - 1.0 / self.config.memory_frames, float(self.bias), self.table.tolist()
         out: list[list[float]] = []
-        for b, (scores, certain) in enumerate(zip(told, periodicity.tolist())):
+        for b, (said, certain) in enumerate(zip(content.tolist(), periodicity.tolist())):
             (total, mass), own = rows[b], []
-            for score, p in zip(scores, certain):
+            for unit, p in zip(said, certain):
                 if p > 0.5:
+                    score = sum(table[i] for i in self.entries(unit))
                     total, mass = keep * total + score, keep * mass + 1.0
                 own.append(bias + (total / mass if mass else 0.0))
             rows[b] = total, mass
             out.append(own)
         return torch.tensor(out).reshape(content.shape), tuple(rows)
 
-    def entries(self, content: Tensor) -> Tensor:
-        """Content units [...] -> their entries in the table [..., digits]."""
-        c = self.config
-        digits = radix.unpack(content, c.content_levels) if c.content_levels else content[..., None]
-        return digits + torch.tensor([0, *c.digits[:-1]]).cumsum(0)
+    def entries(self, unit: int) -> list[int]:
+        """A content unit's entries in the table, the last digit's first."""
+        found, start = [], len(self.table)
+        for n in reversed(self.config.digits):  # as core.radix unpacks
+            start -= n
+            unit, digit = divmod(unit, n)
+            found.append(start + digit)
+        return found
