@@ -24,7 +24,7 @@ from vivavoce.guidance import steerable
 from vivavoce.lm import VoiceLM
 from vivavoce.recipes import corpus, tokenise, train_codec, train_critics, train_joint, train_lm, train_units
 from vivavoce.recipes.embedded_voices import make_crowd
-from vivavoce.recipes.speaking import make_speaking, without_speaking
+from vivavoce.recipes.speaking import make_speaking
 from vivavoce.recipes.trainer import TrainConfig
 from vivavoce.units import UnitEncoder
 
@@ -178,16 +178,14 @@ def run(recipe: DefaultRecipe) -> Path:
             write_json(record, finished)
     if main:
         assemble(out / "model")
-        if worked:
-            without_speaking(out / "model")
-        chain = load_codec(out / "model" / "codec"), VoiceLM.from_pretrained(out / "model" / "lm")
-        if steerable(*chain) and (worked or not (out / "model" / "crowd.voice").is_file()):
-            make_crowd(out / "model", Path(configs["prepare"].out))
-        if not (out / "model" / "speaking").is_dir():
+        if worked or not (out / "model" / "speaking").is_dir():
             try:
                 make_speaking(out / "model", Path(configs["prepare"].out))
             except CorpusError as e:
                 tqdm.write(f"{e}; without them, a cry's pitch will be taken for its speaker's register")
+        chain = load_codec(out / "model" / "codec"), VoiceLM.from_pretrained(out / "model" / "lm")
+        if steerable(*chain) and (worked or not (out / "model" / "crowd.voice").is_file()):
+            make_crowd(out / "model", Path(configs["prepare"].out))
     state.wait_for_everyone()
     return out / "model"
 

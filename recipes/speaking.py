@@ -66,11 +66,13 @@ def described(speaking: Speaking, content: torch.Tensor, periodicity: torch.Tens
 
 
 def make_speaking(model: Path, pack_folder: Path, seed: int = 0) -> Speaking:
-    """Fit it to the units of a model folder, write it there, and return it.
+    """Fit it to the units of a model folder, write it there, and return it. What was there goes first: of other units
+    the model would not load.
 
     Raises:
         CorpusError: no speech, or nothing else, in the train split; or no voice is heard in them.
     """
+    shutil.rmtree(model / "speaking", ignore_errors=True)
     pack, rng, units = Pack(pack_folder), np.random.default_rng(seed), load_units(model / "units").eval()
     clips = chosen(pack, "train", CLIPS, rng)
     if len({speech for _, speech in clips}) < 2:
@@ -103,11 +105,6 @@ def make_speaking(model: Path, pack_folder: Path, seed: int = 0) -> Speaking:
     print("; ".join(f"{name}: {np.mean(right[k]):.0%} of voiced frames taken for it ({len(right[k])} valid clips)"
                     for k, name in ((True, "speech"), (False, "other sounds")) if right[k]))  # fmt: skip
     return speaking
-
-
-def without_speaking(model: Path) -> None:
-    """Take it out of a model folder: of other units it would not load."""
-    shutil.rmtree(model / "speaking", ignore_errors=True)
 
 
 if __name__ == "__main__":

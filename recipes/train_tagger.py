@@ -41,7 +41,6 @@ class TaggerRecipe:
     join_probability: float = 0.3  # of two half-length crops of different classes
     noise_probability: float = 0.5  # added white noise, 10 to 45 dB below the voice
     warp: float = 0.15  # another voice: formants and pitch by up to this factor
-    pitch: float = 0.0  # another register: pitch alone by up to a factor of exp(pitch)
     eq_db: float = 6.0
     blur_probability: float = 0.5  # of a vocoder's blur over frequency and time
     confidence: float = 1.0  # clips are drawn by vocalisation_conf to this power (0: evenly)
@@ -228,7 +227,7 @@ def disguise(mel: Tensor, c: TaggerRecipe) -> Tensor:
     device = mel.device
     blurred = F.avg_pool2d(mel[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
     mix = torch.rand(b, 1, 1, device=device) * (torch.rand(b, 1, 1, device=device) < c.blur_probability)
-    mel = perturb(mel + mix * (blurred - mel), c.warp, c.eq_db, noise=0.2, pitch=c.pitch)
+    mel = perturb(mel + mix * (blurred - mel), c.warp, c.eq_db, noise=0.2)
     bands, times = torch.arange(m, device=device)[None, None], torch.arange(t, device=device)[None, :, None]
     narrow = torch.rand(b, 1, 1, device=device) < 0.3
     limit = torch.where(narrow, torch.rand(b, 1, 1, device=device) * 0.4 + 0.6, 1.0)

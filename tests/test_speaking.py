@@ -129,9 +129,23 @@ def test_a_model_without_it_takes_all_for_speech(tmp_path: Path) -> None:
     folder = copy_of(model_folder(), tmp_path / "model")
     x, rate = audio.load(SOUNDS / "sob.flac")
     before = load(folder)._register_of(iter([x]), rate)
-    recipe.without_speaking(folder)
+    shutil.rmtree(folder / "speaking")
     bare = load(folder)
     assert bare.speaking is None and abs(bare._register_of(iter([x]), rate) / before - 1.0) > 0.01
+
+
+def test_streams_listen_to_it_and_any_chunking_gives_the_same() -> None:
+    changer = load()
+    x, rate = audio.load(SOUNDS / "sob.flac")
+
+    def live(sizes: list[int]) -> torch.Tensor:
+        stream = changer.stream("bruno", rate)
+        return torch.cat([*(stream.push(part) for part in x.split(sizes)), stream.flush()])
+
+    whole, pieces = live([len(x)]), live([777, 5000, len(x) - 5777])
+    assert torch.equal(whole, pieces)
+    changer.speaking = None
+    assert not torch.equal(live([len(x)]), whole)
 
 
 def test_one_of_other_units_is_refused(tmp_path: Path) -> None:
