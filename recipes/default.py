@@ -1,9 +1,10 @@
-"""From a corpus to a model folder in one command: prepare, codec, units, pitch, tokenise, lm, critics, joint, assemble.
+"""From a corpus to a model folder in one command: prepare, codec, units, pitch, tokenise, lm, critics, joint, decoder,
+assemble.
 
 Stages that are finished with the same settings are skipped; the others go on where they stopped. Codec and
 units are put into the model folder as they ship (fp16) *before* tokenising, so that the language model
 learns from the very units and codes that it meets when it runs live; the joint stage, where there is one, replaces
-units and language model together.
+units and language model together, and the decoder stage what the codec makes of the same codes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from vivavoce.core.config import from_dict, to_dict
 from vivavoce.core.errors import ConfigError, CorpusError
 from vivavoce.guidance import steerable
 from vivavoce.lm import VoiceLM
-from vivavoce.recipes import corpus, tokenise, train_codec, train_critics, train_joint, train_lm, train_units
+from vivavoce.recipes import (
+    corpus,
+    tokenise,
+    train_codec,
+    train_critics,
+    train_decoder,
+    train_joint,
+    train_lm,
+    train_units,
+)
 from vivavoce.recipes.embedded_voices import make_crowd
 from vivavoce.recipes.speaking import make_speaking
 from vivavoce.recipes.trainer import TrainConfig
@@ -30,7 +40,7 @@ from vivavoce.units import UnitEncoder
 
 HERE = Path(__file__).parent
 RECIPES: dict[str, Any] = {"codec": train_codec, "units": train_units, "pitch": train_units, "lm": train_lm,
-                           "critics": train_critics, "joint": train_joint}  # fmt: skip
+                           "critics": train_critics, "joint": train_joint, "decoder": train_decoder}  # fmt: skip
 PARTS: dict[str, type[PretrainedModule]] = {"codec": Codec, "units": UnitEncoder, "lm": VoiceLM}
 
 
@@ -49,6 +59,7 @@ class DefaultRecipe:
     lm: dict = field(default_factory=dict)  # recipes.train_lm.LMRecipe
     critics: dict | None = None  # recipes.train_critics.CriticRecipe: who listen to the joint stage; none: without
     joint: dict | None = None  # recipes.train_joint.JointRecipe: units and lm together, further; none: without
+    decoder: dict | None = None  # recipes.train_decoder.DecoderRecipe, the codec's alone, further; none: without
 
 
 @dataclass
@@ -120,6 +131,15 @@ def stages(recipe: DefaultRecipe) -> dict[str, Any]:
             together["reader"] = str(out / "pitch" / "export")
     if recipe.joint is not None:
         found["joint"] = build("joint", train_joint.JointRecipe, together)
+    if recipe.decoder is not None:
+        if isinstance(recipe.codec, str):
+            raise ConfigError(f"decoder: trains a codec of ours, and codec is {recipe.codec}; leave it out")
+        units, lm = (out / n / "export" for n in ("pitch", "lm"))
+        if recipe.joint is not None:
+            units, lm = (out / "joint" / "export" / n for n in ("units", "lm"))
+        found["decoder"] = build("decoder", train_decoder.DecoderRecipe, {
+            "tokens": tokens, "pack": pack, "codec": shipped["codec"], "units": str(units), "lm": str(lm),
+            "train": {"out": str(out / "decoder")}})  # fmt: skip
     return found
 
 
@@ -168,7 +188,7 @@ def run(recipe: DefaultRecipe) -> Path:
             _check_complete(name, config.train)
             if main:
                 export = Path(config.train.out) / "export"
-                parts = {"pitch": {"units": export}, "critics": {},
+                parts = {"pitch": {"units": export}, "critics": {}, "decoder": {"codec": export},
                          "joint": {"units": export / "units", "lm": export / "lm"}}  # fmt: skip
                 for part, trained in parts.get(name, {name: export}).items():
                     ship(part, trained, out / "model")

@@ -88,10 +88,18 @@ class WhisperReader(nn.Module):
     def forward(self, sound: Tensor, recording: Tensor, units: Tensor, known: Tensor) -> Tensor:
         """Sound and recording [N, T * hop], which frames count [N, T] -> squared distance along the directions, as a
         share of their variance."""
+        return self.distances(sound, recording, known)[0]
+
+    def distances(self, sound: Tensor, recording: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward`'s; and the squared distance of the layers before the last, all of whose features count alike, as a
+        share of their variance: these know voices, laughs and cries, too (docs/experiments.md, no. 66)."""
         with torch.no_grad():
-            there = self.whisper(recording)
-        apart = (self.whisper(sound) - there)[known] @ self.directions
-        return apart.square().sum(-1).mean() / self.spread
+            there = [x.float()[known] for x in self.whisper.layers(recording)]
+        here = [x.float()[known] for x in self.whisper.layers(sound)]
+        norm = self.whisper.encoder.layer_norm
+        words = (norm(here[-1]) - norm(there[-1])).float() @ self.directions
+        layers = [((x - y).square().mean(0) / y.var(0).clamp_min(1e-4)).mean() for x, y in zip(here[:-1], there[:-1])]
+        return words.square().sum(-1).mean() / self.spread, torch.stack(layers).mean()
 
     @torch.no_grad()
     def _learn(self, pack: Pack) -> tuple[Tensor, Tensor]:

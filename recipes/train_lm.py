@@ -255,11 +255,9 @@ class LMTask:
                 "past": past, "target": codes, "fine": fine, "mask": (t < n).astype(np.float32),
                 "gain": np.array([[rng.normal(0, 6.0)], [rng.normal(0, 6.0)]], np.float32) * training,
                 "octaves": np.array([rng.normal(0, c.pitch_jitter / 12)], np.float32) * training,
+                "said": own["content"], "who": sequences.speaker[used[0]], "speech": sequences.speech[used[0]],
                 **self._more(sequences, np.pad(there, pad, "edge"), prompt_at, np.pad(here, pad, "edge")),
             })  # fmt: skip
-            if self.critics is not None:
-                rows[-1] |= {"said": own["content"], "who": sequences.speaker[used[0]],
-                             "speech": sequences.speech[used[0]]}  # fmt: skip
         out = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
         return {**out, "delay": torch.tensor(delay)}
 

@@ -20,7 +20,7 @@ hypothesis.settings.register_profile(
     "seeded", derandomize=True, deadline=None, database=None, max_examples=25
 )
 hypothesis.settings.load_profile("seeded")
-pytest.register_assert_rewrite("servers", "sung")  # modules with fixtures
+pytest.register_assert_rewrite("servers", "shell", "sung")  # modules with fixtures
 
 # a shell starts what runs in its background deaf to interrupts, and its children inherit that: tests interrupt some
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -83,3 +83,11 @@ def build(root: Path) -> SimpleNamespace:
     derive(tokens, root / "phones", ["train", "valid"], swap, {"views": 0, "content_units": tiny.UNITS.content_units})
     return SimpleNamespace(pack=pack, model=model, tokens=root / "tokens", phones=root / "phones", places=places,
                            phonemes=root / "phonemes.jsonl", labels=dict(zip(places, labels)))  # fmt: skip
+
+
+def babble(units: int, clips: int = 60, seed: int = 0) -> list[np.ndarray]:
+    """Clips of frames in which five motifs recur."""
+    rng = np.random.default_rng(seed)
+    motifs = rng.integers(0, units, (5, 4))
+    rows = [np.concatenate([motifs[i] for i in rng.integers(0, 5, 12)]) for _ in range(clips)]
+    return [np.repeat(r, rng.integers(1, 6, len(r))) for r in rows]

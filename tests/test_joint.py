@@ -17,16 +17,17 @@ from vivavoce.core import radix
 from vivavoce.core.errors import CheckpointError, ConfigError
 from vivavoce.lm import LMConfig, Source, VoiceLM
 from vivavoce.lm.model import UnitEmbedding
-from vivavoce.recipes import corpus, tokenise, train_critics, train_joint
+from vivavoce.recipes import corpus, tokenise, train_critics, train_decoder, train_joint
 from vivavoce.recipes.average import average
 from vivavoce.recipes.corpus import HOP, RATE, Pack, PrepareConfig
 from vivavoce.recipes.critics import CriticConfig, Critics, Turns, crossed, turned
 from vivavoce.recipes.tokenise import TokeniseConfig
 from vivavoce.recipes.train_critics import CriticRecipe, CriticTask
+from vivavoce.recipes.train_decoder import DecoderRecipe, DecoderTask
 from vivavoce.recipes.train_joint import JointRecipe, JointTask
-from vivavoce.recipes.train_lm import LMTask
+from vivavoce.recipes.train_lm import LMTask, summed
 from vivavoce.recipes.trainer import TrainConfig
-from vivavoce.units import UnitEncoder, UnitsConfig
+from vivavoce.units import UnitEncoder, UnitsConfig, prosody
 
 UNITS = UnitsConfig(n_mels=40, dim=16, depth=1, content_units=75, content_levels=[5, 3, 5], expression_levels=[5, 3],
                     pitch_dim=16, pitch_depth=1)  # fmt: skip
@@ -244,20 +245,26 @@ def test_what_is_said_is_read_again_once_it_is_sound(
         JointTask(asked(made, tmp_path, critics, reader=str(tmp_path / "units")))
 
 
+@pytest.fixture(scope="module")
+def whisper(made: SimpleNamespace) -> SimpleNamespace:
+    """A small Whisper, and the pack with labels by which it learns what to heed."""
+    pytest.importorskip("transformers")
+    tiny.whisper().save_pretrained(made.root / "whisper")
+    pack = made.root / "labelled"
+    shutil.copytree(made.root / "pack", pack)
+    levels = np.abs(Pack(pack).audio.astype(np.float32)).mean(1)
+    np.digitize(levels, np.quantile(levels, [0.2, 0.4, 0.6, 0.8])).astype(np.uint16).tofile(pack / "teacher.u16")
+    return SimpleNamespace(folder=str(made.root / "whisper"), pack=str(pack))
+
+
 def test_a_whisper_reads_along_what_tells_labels_apart(
-    made: SimpleNamespace, critics: SimpleNamespace, tmp_path: Path
+    made: SimpleNamespace, critics: SimpleNamespace, whisper: SimpleNamespace, tmp_path: Path
 ) -> None:
     """Nothing is missed of the recording itself, less of it with some noise than of another, at any delay; gradients
     reach what was said, and the Whisper stays as it is."""
-    pytest.importorskip("transformers")
-    tiny.whisper().save_pretrained(tmp_path / "whisper")
-    pack = tmp_path / "pack"
-    shutil.copytree(made.root / "pack", pack)
-    config = replace(asked(made, tmp_path / "run", critics, reader=str(tmp_path / "whisper")), pack=str(pack))
+    config = replace(asked(made, tmp_path / "run", critics, reader=whisper.folder), pack=whisper.pack)
     with pytest.raises(ConfigError, match="no teacher's labels"):
-        JointTask(config)
-    levels = np.abs(Pack(pack).audio.astype(np.float32)).mean(1)
-    np.digitize(levels, np.quantile(levels, [0.2, 0.4, 0.6, 0.8])).astype(np.uint16).tofile(pack / "teacher.u16")
+        JointTask(replace(config, pack=str(made.root / "pack")))
     task = JointTask(config)
     b = task.batch(np.random.default_rng(1))
     known = b["mask"] > 0
@@ -273,6 +280,55 @@ def test_a_whisper_reads_along_what_tells_labels_apart(
     task.loss(task.model, b)[1]["reread"].backward()
     assert task.model.encoder.content_head.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in (*task.reader.parameters(), *task.codec.parameters()))
+
+
+def decoder_recipe(made: SimpleNamespace, whisper: SimpleNamespace, out: Path, steps: int = 12) -> DecoderRecipe:
+    named = {k: str(made.root / k) for k in ("codec", "units", "tokens", "lm")}
+    train = TrainConfig(str(out), steps=steps, warmup_steps=1, validate_every=100, learning_rate=3e-3)
+    return DecoderRecipe(**named, pack=whisper.pack, reader=whisper.folder, train=train, batch_size=5, crop_frames=30,
+                         prompt_frames=[20], valid_batches=2)  # fmt: skip
+
+
+@torch.no_grad()
+def test_a_decoder_hears_what_is_said_codes_and_conversions(
+    made: SimpleNamespace, whisper: SimpleNamespace, tmp_path: Path
+) -> None:
+    task = DecoderTask(decoder_recipe(made, whisper, tmp_path))
+    b = task.batch(np.random.default_rng(1))
+    z, (f0, periodicity, level), which = task.rows(b)
+    turns = crossed(b)
+    across = min(3, len(turns.source) - 5)
+    assert which.tolist() == [0, 1, 2, 3, 4, *turns.source[5 : 5 + across].tolist()] and across
+    assert z.shape == (5 + across, 30, tiny.CODEC.code_dim) and f0.shape == periodicity.shape == level.shape
+    sums = [summed(task.speaker.books[:k], b["fine"][3:, :, :k]) for k in (2, len(task.speaker.books))]
+    assert any(torch.equal(z[3:5], s) for s in sums)  # the language model's codebooks, or all
+    own, _, loud = prosody.dequantise(b["melody"])
+    torch.testing.assert_close(f0[:5], own)
+    torch.testing.assert_close(level, loud[which])
+    task.config.lead = 0.0
+    torch.manual_seed(0)
+    plain = task.rows(b)[0]
+    torch.testing.assert_close(plain[:3], z[:3])
+    apart = (z - plain)[5:]  # one way of each conversion, the same in all its frames
+    torch.testing.assert_close(apart, apart[:, :1].expand_as(apart))
+    assert apart[:, 0].norm(dim=-1).min() > 0.0
+    _, numbers = task.loss(task.model, {**b, "speech": torch.zeros_like(b["speech"])})  # nobody speaks
+    assert "words_codes" in numbers and "words_converted" not in numbers
+
+
+def test_only_the_decoder_learns(made: SimpleNamespace, whisper: SimpleNamespace, tmp_path: Path) -> None:
+    """Codes stay what they were, what is made of them comes nearer to the recordings; a codec of others has no such
+    decoder, and an encoder of ours hears words alone."""
+    config = decoder_recipe(made, whisper, tmp_path / "run")
+    first = DecoderTask(config).validate()
+    last = train_decoder.run(config)
+    before, after = (Codec.from_pretrained(p).state_dict() for p in (config.codec, tmp_path / "run/export"))
+    moved = {k.split(".")[0] for k, v in after.items() if not torch.equal(v, before[k])}
+    assert moved == {"decoder", "head"}
+    assert set(first) == set(last) and last["words_converted"] > 0
+    assert all(last[k] < first[k] for k in ("spectral_said", "spectral_codes", "heard_codes"))
+    with pytest.raises(ConfigError, match="not a Whisper"):
+        DecoderTask(replace(config, reader=config.units))
 
 
 def test_spectra_may_be_compared_in_the_place_of_vectors(made: SimpleNamespace, tmp_path: Path) -> None:

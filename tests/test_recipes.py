@@ -25,6 +25,7 @@ from vivavoce.recipes import (  # noqa: E402
     label,
     train_codec,
     train_critics,
+    train_decoder,
     train_joint,
     train_lm,
     train_units,
@@ -128,7 +129,8 @@ def test_another_kind_of_run_is_refused(pack, tokens, tmp_path):
 @pytest.mark.parametrize(("name", "cls"), [
     ("prepare", PrepareConfig), ("tokenise", TokeniseConfig), ("codec", train_codec.CodecRecipe),
     ("units", train_units.UnitsRecipe), ("lm", train_lm.LMRecipe), ("joint", train_joint.JointRecipe),
-    ("critics", train_critics.CriticRecipe), ("default", default.DefaultRecipe), ("toy", default.DefaultRecipe),
+    ("critics", train_critics.CriticRecipe), ("decoder", train_decoder.DecoderRecipe),
+    ("default", default.DefaultRecipe), ("toy", default.DefaultRecipe),
 ])  # fmt: skip
 def test_yaml_of_every_recipe(name, cls, tmp_path):
     path = TOY.with_name(f"{name}.yaml")
@@ -182,6 +184,21 @@ def test_a_joint_stage_goes_on_with_what_the_tokens_are_made_of():
     alone = default.stages(recipe)["joint"]
     assert alone.critics is None and alone.reader is None  # not those that joint.yaml names
     assert joint.model == lm.model  # it goes on with all of its weights
+
+
+def test_a_decoder_stage_hears_what_will_be_used_with_it():
+    over = ["corpus=/c", "out=/o", "decoder.reader=/w"]
+    recipe = load_config(default.DefaultRecipe, TOY.with_name("default.yaml"), over)
+    recipe.decoder = {"base": "decoder.yaml", "reader": "/w"}
+    found = default.stages(recipe)["decoder"]
+    assert (found.units, found.lm) == ("/o/joint/export/units", "/o/joint/export/lm")
+    assert (found.codec, found.reader, found.train.out) == ("/o/model/codec", "/w", "/o/decoder")
+    recipe.joint = None
+    found = default.stages(recipe)["decoder"]
+    assert (found.units, found.lm) == ("/o/pitch/export", "/o/lm/export")
+    recipe.codec = "encodec_24khz"
+    with pytest.raises(ConfigError, match="decoder: trains a codec of ours"):
+        default.stages(recipe)
 
 
 def test_pipeline_with_critics_and_a_joint_stage(corpora, tmp_path, monkeypatch):

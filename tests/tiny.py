@@ -55,12 +55,12 @@ def build(folder: Path, seed: int = 0, lm_config: LMConfig = LM) -> Path:
 
 
 def whisper() -> nn.Module:
-    """A random Whisper of transformers: one layer, one head of 64."""
+    """A random Whisper of transformers: two layers, one head of 64."""
     import transformers
 
     torch.manual_seed(5)
     shape = {f"{part}_{k}": n for part in ("encoder", "decoder")
-             for k, n in (("layers", 1), ("attention_heads", 1), ("ffn_dim", 32))}  # fmt: skip
+             for k, n in (("layers", 2), ("attention_heads", 1), ("ffn_dim", 32))}  # fmt: skip
     tokens = {f"{k}_token_id": n for n, k in enumerate(("pad", "bos", "eos", "decoder_start"))}
     config = transformers.WhisperConfig(d_model=64, num_mel_bins=20, vocab_size=10, **shape, **tokens)
     return transformers.WhisperModel(config).eval()

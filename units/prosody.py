@@ -16,6 +16,7 @@ PERIODICITY_STEPS = 15
 LEVEL_STEP = 0.5  # dB
 DEFAULT_REGISTER = 160.0  # Hz, between most low and most high voices
 REGISTERS = 60.0, 280.0  # Hz, within which people speak; who sounds beyond them cries, laughs or screams
+BOUNDS = math.log2(REGISTERS[0]), math.log2(REGISTERS[1])
 
 
 def quantise(f0: Tensor, periodicity: Tensor, level: Tensor) -> Tensor:
@@ -40,43 +41,37 @@ def dequantise(units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 MODES = (0.37, 117.0, 2.5), (0.63, 212.0, 2.7)  # registers: share of speakers, Hz, semitones of spread
 SWAY, ALIKE = 3.6, 15.0  # semitones by which F0 sways about its register, and frames after which that averages out
 FALL, FELL = 1.0, 60.0  # semitones by which speech begins above its mean, and voiced frames in which it comes down
-OTHER = 3.2, 6.7  # semitones by which cries, laughs, bursts lie above a speaker's register, and by which they vary
+TELLS = 8.0  # semitones that what speech says of a register may be off by for it to be followed half the way
 
 
 class Pitches(NamedTuple):
-    """What was voiced so far: sums of log2 F0 and numbers of frames, of speech and of other sounds."""
+    """What was voiced so far: the sum of log2 F0 of speech, its number of frames, and that of other sounds'."""
 
     speech: float = 0.0
     spoken: float = 0.0
-    others: float = 0.0
     other: float = 0.0
 
     def plus(self, x: float, speaking: bool, memory: float = math.inf) -> Pitches:
         """One frame of log2 F0 more; beyond `memory` frames of its kind, the mean so far counts as that many."""
-        speech, spoken, others, other = self
-        if speaking:
-            keep = 1.0 - (spoken >= memory) / memory
-            return Pitches(speech * keep + x, spoken * keep + 1.0, others, other)
-        keep = 1.0 - (other >= memory) / memory
-        return Pitches(speech, spoken, others * keep + x, other * keep + 1.0)
+        speech, spoken, other = self
+        if not speaking:
+            return Pitches(speech, spoken, min(other + 1.0, memory))
+        keep = 1.0 - (spoken >= memory) / memory
+        return Pitches(speech * keep + x, spoken * keep + 1.0, other)
+
+    def said(self) -> tuple[float, float]:
+        """What speech says of its register, in semitones (12 log2 Hz), and the variance of that; of some speech.
+
+        The more there is, the better it tells; a little among much that is none may be none itself.
+        """
+        mean = self.speech / self.spoken - FALL / 12.0 * math.exp(-self.spoken / FELL)
+        stray = 1.0 + self.other / self.spoken
+        return 12.0 * mean, stray * SWAY**2 / (1.0 + (self.spoken / ALIKE) ** 2)
 
     def register(self) -> float:
-        """The log2 register that they tell of: the posterior mean, given that most are near one of two (`MODES`).
-
-        Speech tells of it the better the more there is. A cry or a laugh tells of it little, however long it is: it
-        may lie anywhere. The numbers were measured on pitch tracks of a corpus' train split (docs/experiments.md).
-        """
-        tells = []  # semitones, and their variance
-        if self.spoken:
-            mean = self.speech / self.spoken - FALL / 12.0 * math.exp(-self.spoken / FELL)
-            stray = 1.0 + self.other / self.spoken  # a little speech among much that is none may be none itself
-            tells.append((12.0 * mean, stray * SWAY**2 / (1.0 + (self.spoken / ALIKE) ** 2)))
-        if self.other:
-            tells.append((12.0 * self.others / self.other - OTHER[0], OTHER[1] ** 2))
-        if not tells:
-            return math.log2(DEFAULT_REGISTER)
-        noise = 1.0 / sum(1.0 / v for _, v in tells)
-        mean = noise * sum(x / v for x, v in tells)
+        """The log2 register of who spoke: the posterior mean, given that most are near one of two (`MODES`). The
+        numbers were measured on pitch tracks of a corpus' train split (docs/experiments.md, no. 59)."""
+        mean, noise = self.said()
         likely, means = [], []
         for share, hz, spread in MODES:
             away, variance = mean - 12.0 * math.log2(hz), spread**2 + noise
@@ -85,32 +80,41 @@ class Pitches(NamedTuple):
         chance = [math.exp(x - max(likely)) for x in likely]
         return sum(c * m for c, m in zip(chance, means)) / sum(chance)
 
+    def used(self, home: float) -> float:
+        """`register`, within `BOUNDS`, as far as speech tells it; else `home` (log2 Hz), the register of the voice that
+        it is to be. So a cry or a laugh of who did not speak is not moved: people who differ in how high they speak
+        differ less in how high they cry, and a cry that is moved is none (docs/experiments.md, no. 68 to 75)."""
+        if not self.spoken:
+            return home
+        believed = min(max(self.register(), BOUNDS[0]), BOUNDS[1])
+        return home + (believed - home) / (1.0 + (self.said()[1] / TELLS**2) ** 4)
+
 
 class Register(nn.Module):
     """The speaker's running pitch register, log2 F0, learnt on the way without bending the melody.
 
     Two things are kept apart. What is *believed*: see `Pitches.register`; of each kind of sound the mean so far is
     forgotten with a time constant of `memory_frames`. And what is *used*, which every F0 is measured against, so that
-    its motion is heard: it takes up the belief at once for the first `FREE` voiced frames, and then follows it at
-    `SPEAKING` semitones a second (faster where it is far off), but at `RESTING` in a pause, where nothing is bent. The
-    constants were chosen on pitch tracks, see docs/live.md.
+    its motion is heard: it takes up the belief at once for the first `FREE` voiced frames of speech, and then follows
+    it at `SPEAKING` semitones a second (faster where it is far off), but at `RESTING` in a pause, where nothing is
+    bent. The constants were chosen on pitch tracks, see docs/live.md.
 
     Args:
         start: register in Hz that is known beforehand (from a scan of the file, or an earlier session); it counts as
-            the mean of `memory_frames` of speech. Else, and unless it lies there itself, none outside `REGISTERS` is
-            believed.
+            the mean of `memory_frames` of speech. Else none outside `REGISTERS` is believed.
+        home: register in Hz of the voice that it is to be, used until somebody speaks.
     """
 
-    FREE = 8  # voiced frames
+    FREE = 8  # voiced frames of speech
     SPEAKING, RESTING = 0.3, 15.0  # semitones a second
     FAR, HURRY = 2.0, 0.3  # beyond FAR semitones, HURRY semitones a second more for each
     PAUSE = 10  # unvoiced frames in a row
 
-    def __init__(self, start: float | None = None, memory_frames: float = 1000.0, frame: float = 0.02) -> None:
+    def __init__(self, start: float | None = None, home: float = DEFAULT_REGISTER, memory_frames: float = 1000.0,
+                 frame: float = 0.02) -> None:  # fmt: skip
         super().__init__()
-        self.start = math.log2(start or DEFAULT_REGISTER)
-        low, high = (math.log2(r) for r in REGISTERS)
-        self.bounds = min(low, self.start), max(high, self.start)
+        self.start, self.home = math.log2(start or home), math.log2(home)
+        self.bounds = min(BOUNDS[0], self.start), max(BOUNDS[1], self.start)
         self.known, self.free = start is not None, 0 if start else self.FREE
         self.memory, self.step = memory_frames, frame / 12.0  # seconds a frame; semitones a second -> octaves a frame
 
@@ -137,10 +141,11 @@ class Register(nn.Module):
         tensor's operation costs a hundred times what it does here."""
         if voiced:
             heard = heard.plus(x, speaking, self.memory)
-        free, gap = min(free + voiced, self.free + 1), 0 if voiced else min(gap + 1, self.PAUSE)
-        low, high = self.bounds
-        believed = heard.speech / heard.spoken if self.known else heard.register()
-        way = min(max(believed, low), high) - used
+        free, gap = min(free + (voiced and speaking), self.free + 1), 0 if voiced else min(gap + 1, self.PAUSE)
+        if self.known:
+            way = min(max(heard.speech / heard.spoken, self.bounds[0]), self.bounds[1]) - used
+        else:
+            way = heard.used(self.home) - used
         if not (voiced and free <= self.free):
             quick = self.SPEAKING + self.HURRY * max(12.0 * abs(way) - self.FAR, 0.0)
             most = self.step * (self.RESTING if gap >= self.PAUSE else quick)
@@ -156,12 +161,9 @@ def mean_register(f0: Tensor, periodicity: Tensor) -> float:
     return float(torch.exp2(torch.log2(f0[voiced]).mean()))
 
 
-def speaking_register(f0: Tensor, periodicity: Tensor, speaking: Tensor) -> float:
-    """Register in Hz that the speaker of a recording has when speaking, as far as it tells (`Pitches.register`), within
-    `REGISTERS`. F0 (Hz), periodicity and whether it is speech, [T] each."""
+def speaking_register(f0: Tensor, periodicity: Tensor, speaking: Tensor, home: float = DEFAULT_REGISTER) -> float:
+    """Register in Hz that the speaker of a recording has when speaking, as far as it tells; else `home` (Hz): see
+    `Pitches.used`. F0 (Hz), periodicity and whether it is speech, [T] each."""
     voiced = periodicity > 0.5
-    x = torch.log2(f0.double().clamp_min(PITCH_BASE))
-    kinds = [x[voiced & kind] for kind in (speaking, ~speaking)]
-    heard = Pitches(*(n for k in kinds for n in (float(k.sum()), float(len(k)))))
-    low, high = REGISTERS
-    return min(max(2.0 ** heard.register(), low), high)
+    x = torch.log2(f0.double().clamp_min(PITCH_BASE))[voiced & speaking]
+    return 2.0 ** Pitches(float(x.sum()), float(len(x)), float((voiced & ~speaking).sum())).used(math.log2(home))

@@ -253,9 +253,10 @@ class Changer:
         if (settings.context or 1) > context:
             raise ConfigError(f"context {settings.context} frames: this model has {context}")
 
-    def scan_register(self, path: str | Path) -> float:
-        """Pitch register in Hz of a recording's first minute (see units.prosody.speaking_register)."""
-        return self._register_of(mono_blocks(path), self._rate(path))
+    def scan_register(self, path: str | Path, home: float = prosody.DEFAULT_REGISTER) -> float:
+        """Pitch register in Hz of a recording's first minute; `home`: of the voice that it is to be (see
+        units.prosody.speaking_register)."""
+        return self._register_of(mono_blocks(path), self._rate(path), home)
 
     @torch.inference_mode()
     def _scan(
@@ -264,7 +265,7 @@ class Changer:
         """Hear a source's first minute: `settings` with its register and a delay, and its voice as against `voice`."""
         self._check_settings(settings)
         x = _first(blocks, round(SCAN_SECONDS * rate))
-        register = self._register_of(iter([x]), rate)
+        register = self._register_of(iter([x]), rate, voice.register)
         settings = replace(settings, source_register=register).unhurried(self.lm)
         y = resample(x[None, : round(MAX_SECONDS * rate)], rate, self.units.config.sample_rate)[0]
         if not steerable(self.codec, self.lm) or not settings.guidance + settings.keep or not len(y):
@@ -285,7 +286,7 @@ class Changer:
         return codec.hear(frames)[0][0]
 
     @torch.inference_mode()
-    def _register_of(self, blocks: Iterator[Tensor], rate: int) -> float:
+    def _register_of(self, blocks: Iterator[Tensor], rate: int, home: float = prosody.DEFAULT_REGISTER) -> float:
         hop, inner, ahead = self.units.config.hop, self.units.config.sample_rate, self.units.config.lookahead
         y = resample(_first(blocks, round(SCAN_SECONDS * rate))[None], rate, inner)
         y = torch.nn.functional.pad(y, (0, -y.shape[1] % hop + ahead * hop))
@@ -298,14 +299,15 @@ class Changer:
                 (content, _, f0, periodicity), state = self.units(piece, state)
             pieces.append((content, f0, periodicity))
         content, f0, periodicity = (torch.cat(x, dim=1)[0, ahead:] for x in zip(*pieces))
-        return self.register(content, f0, periodicity)
+        return self.register(content, f0, periodicity, home)
 
-    def register(self, content: Tensor, f0: Tensor, periodicity: Tensor) -> float:
+    def register(self, content: Tensor, f0: Tensor, periodicity: Tensor,
+                 home: float = prosody.DEFAULT_REGISTER) -> float:  # fmt: skip
         """Speaking register in Hz, of a stretch's units [T] each (see units.prosody.speaking_register)."""
         odds = torch.ones_like(periodicity)
         if self.speaking is not None:
             odds = self.speaking(content[None], periodicity[None])[0][0]
-        return prosody.speaking_register(f0, periodicity, odds > 0)
+        return prosody.speaking_register(f0, periodicity, odds > 0, home)
 
     @staticmethod
     def _rate(path: str | Path) -> int:

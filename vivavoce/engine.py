@@ -155,7 +155,6 @@ class Engine:
         self.rate, self.hop = units.config.sample_rate, units.config.hop
         self.out_rate = codec.config.sample_rate
         self.out_hop = self.hop * self.out_rate // self.rate
-        self.register = Register(settings.source_register)
         self.lookahead = units.config.lookahead
         self._address(voice)
         self.way = way or self._unknown()
@@ -163,6 +162,7 @@ class Engine:
     def _address(self, voice: Voice) -> None:
         self.voice = voice
         self.shift = math.log2(voice.register) + self.settings.transpose / 12.0
+        self.register = Register(self.settings.source_register, voice.register)
         self._prompt: LMState | None = None
 
     def _unknown(self) -> Way | None:

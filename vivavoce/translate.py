@@ -76,7 +76,7 @@ class TranslationMode:
                 raise AudioError(f"{path}: longer than {MOST_SECONDS:.0f} s, which translation holds in memory; cut it")
         x = torch.cat(list(mono_blocks(path)))
         if settings.source_register is None and scan:
-            settings = replace(settings, source_register=self.changer.scan_register(path))
+            settings = replace(settings, source_register=self.changer.scan_register(path, voice.register))
         inner = self.changer.codec.config.sample_rate
         for y in self.convert(resample(x[None], rate, inner)[0], voice, settings):
             yield resample(y[None], inner, rate)[0]
@@ -87,7 +87,7 @@ class TranslationMode:
         changer = self.changer
         content, expression, units, _ = changer.tokenise(x)
         f0, periodicity, level = prosody.dequantise(units)
-        register = settings.source_register or changer.register(content, f0, periodicity)
+        register = settings.source_register or changer.register(content, f0, periodicity, voice.register)
         f0 = f0 * 2.0 ** (math.log2(voice.register / register) + settings.transpose / 12.0)
         crowd = changer.crowd if settings.guidance > 0 else None
         for n, (a, b) in enumerate(stretches(level.numpy(), SHORTEST_FRAMES, LONGEST_FRAMES)):

@@ -16,6 +16,7 @@ RECIPES = {  # stage -> module of vivavoce.recipes, its config, its function
     "lm": ("train_lm", "LMRecipe", "run"),
     "joint": ("train_joint", "JointRecipe", "run"),
     "critics": ("train_critics", "CriticRecipe", "run"),
+    "decoder": ("train_decoder", "DecoderRecipe", "run"),
     "tagger": ("train_tagger", "TaggerRecipe", "run"),
     "emotion": ("train_emotion", "EmotionRecipe", "run"),
     "probe": ("probe", "ProbeConfig", "run"),
@@ -30,8 +31,8 @@ RECIPES = {  # stage -> module of vivavoce.recipes, its config, its function
     "translate": ("train_translate", "TranslateRecipe", "run"),
     "idea": ("idea", "IdeaRecipe", "run"),
 }
-TRAIN_STAGES = ("codec", "units", "lm", "critics", "joint", "default", "tagger", "emotion", "label", "kmeans", "distil",
-                "unit_bpe", "pairs", "translate", "idea", "probe")  # fmt: skip
+TRAIN_STAGES = ("codec", "units", "lm", "critics", "joint", "decoder", "default", "tagger", "emotion", "label",
+                "kmeans", "distil", "unit_bpe", "pairs", "translate", "idea", "probe")  # fmt: skip
 
 PREPARE = """\
 CORPUS is a manifest (a line a clip: id, path, speaker, licence, split ...; clips loose or in tar shards), a folder
