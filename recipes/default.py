@@ -134,12 +134,11 @@ def stages(recipe: DefaultRecipe) -> dict[str, Any]:
     if recipe.decoder is not None:
         if isinstance(recipe.codec, str):
             raise ConfigError(f"decoder: trains a codec of ours, and codec is {recipe.codec}; leave it out")
-        units, lm = (out / n / "export" for n in ("pitch", "lm"))
-        if recipe.joint is not None:
-            units, lm = (out / "joint" / "export" / n for n in ("units", "lm"))
+        both = "joint/export/units", "joint/export/lm"
+        used = both if recipe.joint is not None else ("pitch/export", "lm/export")
         found["decoder"] = build("decoder", train_decoder.DecoderRecipe, {
-            "tokens": tokens, "pack": pack, "codec": shipped["codec"], "units": str(units), "lm": str(lm),
-            "train": {"out": str(out / "decoder")}})  # fmt: skip
+            "tokens": tokens, "pack": pack, "codec": shipped["codec"], "units": str(out / used[0]),
+            "lm": str(out / used[1]), "train": {"out": str(out / "decoder")}})  # fmt: skip
     return found
 
 

@@ -95,9 +95,9 @@ class Register(nn.Module):
 
     Two things are kept apart. What is *believed*: see `Pitches.register`; of each kind of sound the mean so far is
     forgotten with a time constant of `memory_frames`. And what is *used*, which every F0 is measured against, so that
-    its motion is heard: it takes up the belief at once for the first `FREE` voiced frames of speech, and then follows
-    it at `SPEAKING` semitones a second (faster where it is far off), but at `RESTING` in a pause, where nothing is
-    bent. The constants were chosen on pitch tracks, see docs/live.md.
+    its motion is heard: it takes up the belief at once for the first `FREE` voiced frames, and those of speech, and
+    then follows it at `SPEAKING` semitones a second (faster where it is far off) while somebody speaks, but at
+    `RESTING` in a pause, where nothing is bent. The constants were chosen on pitch tracks, see docs/live.md.
 
     Args:
         start: register in Hz that is known beforehand (from a scan of the file, or an earlier session); it counts as
@@ -115,7 +115,7 @@ class Register(nn.Module):
         super().__init__()
         self.start, self.home = math.log2(start or home), math.log2(home)
         self.bounds = min(BOUNDS[0], self.start), max(BOUNDS[1], self.start)
-        self.known, self.free = start is not None, 0 if start else self.FREE
+        self.known = start is not None
         self.memory, self.step = memory_frames, frame / 12.0  # seconds a frame; semitones a second -> octaves a frame
 
     def forward(
@@ -128,29 +128,31 @@ class Register(nn.Module):
         for b, row in enumerate(zip(f0.tolist(), periodicity.tolist(), speaking.tolist())):
             if state is None:
                 known = Pitches(self.memory * self.start, self.memory) if self.known else Pitches()
-                rows.append((known, self.start, 0, 0))
+                rows.append((known, self.start, 0))
             out.append([])
             for hz, p, s in zip(*row):
                 rows[b] = self._follow(math.log2(max(hz, PITCH_BASE)), p > 0.5, s, *rows[b])
                 out[b].append(rows[b][1])
         return f0.new_tensor(out).reshape(f0.shape), tuple(rows)
 
-    def _follow(self, x: float, voiced: bool, speaking: bool,
-                heard: Pitches, used: float, free: int, gap: int) -> tuple:  # fmt: skip
-        """One frame of log2 F0; what was heard, register, voiced frames, unvoiced ones in a row. Plain numbers: a
-        tensor's operation costs a hundred times what it does here."""
+    def _follow(self, x: float, voiced: bool, speaking: bool, heard: Pitches, used: float, gap: int) -> tuple:
+        """One frame of log2 F0; what was heard, register, unvoiced frames in a row. Plain numbers: a tensor's operation
+        costs a hundred times what it does here."""
         if voiced:
             heard = heard.plus(x, speaking, self.memory)
-        free, gap = min(free + (voiced and speaking), self.free + 1), 0 if voiced else min(gap + 1, self.PAUSE)
+        gap = 0 if voiced else min(gap + 1, self.PAUSE)
         if self.known:
-            way = min(max(heard.speech / heard.spoken, self.bounds[0]), self.bounds[1]) - used
+            free, way = False, min(max(heard.speech / heard.spoken, self.bounds[0]), self.bounds[1]) - used
         else:
+            free = min(heard.spoken if speaking else math.inf, heard.spoken + heard.other) <= self.FREE
             way = heard.used(self.home) - used
-        if not (voiced and free <= self.free):
+        if voiced and not (free or speaking):
+            return heard, used, gap
+        if not (voiced and free):
             quick = self.SPEAKING + self.HURRY * max(12.0 * abs(way) - self.FAR, 0.0)
             most = self.step * (self.RESTING if gap >= self.PAUSE else quick)
             way = min(max(way, -most), most)
-        return heard, used + way, free, gap
+        return heard, used + way, gap
 
 
 def mean_register(f0: Tensor, periodicity: Tensor) -> float:

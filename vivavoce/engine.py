@@ -56,7 +56,7 @@ class Settings:
             beforehand, which has the time.
         transpose: semitones added to the output's pitch.
         source_register: the source's mean pitch in Hz where it is known beforehand; else it is learnt
-            within the first second of voice.
+            within the first second of speech, until which the pitch stays as it is.
         context: recent frames that the language model attends to, beside the voice prompt, which it always
             sees; None for as many as the model has. Fewer cost a little less time; through the layers the
             model still remembers several times as far.

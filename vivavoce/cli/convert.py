@@ -66,7 +66,8 @@ def add(commands: Commands) -> None:
                    help="audio taken at a time; the result is the same (default 40ms from stdin, else 1s)")  # fmt: skip
     c.add_argument("--source-pitch", type=source_pitch, default="auto", metavar="auto|live|HZ",
                    help="mean pitch of the source: heard beforehand (auto; files), learnt on the way (live; "
-                        "always so from stdin), or given")  # fmt: skip
+                        "always so from stdin), or given; who laughs or cries and never speaks keeps "
+                        "the pitch")  # fmt: skip
     threads_option(c)
     c.add_argument("--overwrite", action="store_true", help="in a folder, convert again what is finished")
     c.add_argument("--rate", type=positive, metavar="HZ", help="of stdin and stdout (default 16000)")
