@@ -95,9 +95,9 @@ class Register(nn.Module):
 
     Two things are kept apart. What is *believed*: see `Pitches.register`; of each kind of sound the mean so far is
     forgotten with a time constant of `memory_frames`. And what is *used*, which every F0 is measured against, so that
-    its motion is heard: it takes up the belief at once for the first `FREE` frames of speech, and where others are
-    heard among the first `UNSURE`, and then follows it at `SPEAKING` semitones a second (faster where it is far off)
-    while somebody speaks, but at `RESTING` in a pause, where nothing is bent. The constants were chosen on pitch
+    its motion is heard: it takes up the belief at once for the first `FREE` voiced frames, and those of speech; then it
+    follows it at `SPEAKING` semitones a second (faster where it is far off) while somebody speaks, not at all while
+    another sound is voiced, and at `RESTING` in a pause, where nothing is bent. The constants were chosen on pitch
     tracks, see docs/live.md.
 
     Args:
@@ -106,7 +106,7 @@ class Register(nn.Module):
         home: register in Hz of the voice that it is to be, used until somebody speaks.
     """
 
-    FREE, UNSURE = 8, 25  # voiced frames of speech; of all, in which what is no speech may yet be told
+    FREE = 8  # voiced frames
     SPEAKING, RESTING = 0.3, 15.0  # semitones a second
     FAR, HURRY = 2.0, 0.3  # beyond FAR semitones, HURRY semitones a second more for each
     PAUSE = 10  # unvoiced frames in a row
@@ -145,7 +145,7 @@ class Register(nn.Module):
         if self.known:
             free, way = False, min(max(heard.speech / heard.spoken, self.bounds[0]), self.bounds[1]) - used
         else:
-            free = heard.spoken <= self.FREE if speaking else heard.spoken + heard.other <= self.UNSURE
+            free = heard.spoken + (0.0 if speaking else heard.other) <= self.FREE
             way = heard.used(self.home) - used
         if voiced and not (free or speaking):
             return heard, used, gap
