@@ -96,6 +96,8 @@ def stages(recipe: DefaultRecipe) -> dict[str, Any]:
 
     codec: Any
     if isinstance(recipe.codec, str):
+        if recipe.decoder is not None:
+            raise ConfigError(f"decoder: trains a codec of ours, and codec is {recipe.codec}; leave it out")
         books = build("lm", train_lm.LMRecipe, {"tokens": tokens, "train": {"out": ""}}).model.n_codebooks
         codec, size = FinishedCodec(recipe.codec, books), load_codec(recipe.codec).config.codebook_size
     else:
@@ -132,8 +134,6 @@ def stages(recipe: DefaultRecipe) -> dict[str, Any]:
     if recipe.joint is not None:
         found["joint"] = build("joint", train_joint.JointRecipe, together)
     if recipe.decoder is not None:
-        if isinstance(recipe.codec, str):
-            raise ConfigError(f"decoder: trains a codec of ours, and codec is {recipe.codec}; leave it out")
         both = "joint/export/units", "joint/export/lm"
         used = both if recipe.joint is not None else ("pitch/export", "lm/export")
         found["decoder"] = build("decoder", train_decoder.DecoderRecipe, {
