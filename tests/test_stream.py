@@ -71,11 +71,12 @@ def test_swap_before_the_first_word_is_a_start_with_that_voice(changer: Changer)
 
 
 def test_after_a_swap_the_language_model_knows_only_the_new_voice(changer: Changer) -> None:
-    """What the old voice said has no part in it: two different old voices, and guidance aside, one continuation."""
+    """What the old voice said has no part in it: two different old voices, and guidance aside, one continuation. (Until
+    it is known, the source's register is the old voice's, so here it is.)"""
     x, ends = source(), []
     third = changer.enroll(tiny.voiced(3.0, f0=160.0, seed=3), RATE)
     for first in ("ada", third):
-        stream = changer.stream(first, temperature=1.0)
+        stream = changer.stream(first, temperature=1.0, source_register=120.0)
         stream.push(x[:9600])
         stream.swap(stream.prepare("bela"))
         assert stream.voice.name == "bela"

@@ -106,7 +106,7 @@ class Heard(NamedTuple):
 
 
 class EarState(NamedTuple):
-    """State of the half that hears; it knows nothing of the voice."""
+    """State of the half that hears; of the voice it knows the register, until the source's is known."""
 
     units: State
     framing: Tensor | None
@@ -197,7 +197,7 @@ class Engine:
     def take_over(self, s: EngineState) -> EngineState:
         """Go on with another voice's stream (same models, delay and look-ahead).
 
-        Source side and codec know nothing of the voice: they go on, so no seam can be. The language model's
+        Source side and codec go on, so no seam can be. The language model's
         cache is full of the old voice, and with it the new one would go on imitating; it is thrown away. In
         its place the new voice says the last `WARM_UP` frames once more, unheard.
         """
