@@ -6,7 +6,8 @@ Pitch tracks of a pack's valid clips, and what MODEL (default: the embedded one)
 each clip begun cold: correlation of F0 with F0 relative to the live register, over voiced frames (1 where the register
 does not move), and the median of the registers it ends with, Hz. For streams of 20 s, clips of one speaker's speech in
 a row: distance from the mean over the stream's voiced frames, in semitones, after 1 s, 5 s and at the end. `all speech`
-listens to no model; `plain` uses what is believed as it is.
+listens to no model; `plain` uses what is believed as it is; what nobody said stays where it is (so ends with the
+register of the voice that it is to be, one of `HOMES`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from vivavoce.changer import load
 from vivavoce.recipes.corpus import Pack
 from vivavoce.units.prosody import Register
 
+HOMES = 110.0, 200.0  # Hz
 GROUPS = {
     "read speech": lambda c: c["vocalisation"] == "none" and c["source"] in ("librispeech", "speechocean762"),
     "emotional speech": lambda c: c["vocalisation"] == "none" and c["source"] in ("nemo", "ravdess"),
@@ -70,7 +72,9 @@ def main() -> None:
             joined = np.concatenate([track[i] for i in ids])[:1000]
             streams.append((joined, said(ids)[: len(joined)]))
     print(f"{'':24}", *(f"{g} ({len(ids)})" for g, ids in chosen.items()), f"| {len(streams)} streams: 1 s, 5 s, end")
-    ways = ("plain", Plain(), True), ("all speech", Register(), False), ("live", Register(), True)
+    ways = [("all speech", Register(), False)]
+    ways += [(f"{name}, to {home:.0f} Hz", kind(home=home), True) for home in HOMES
+             for name, kind in (("plain", Plain), ("live", Register))]  # fmt: skip
     for name, register, listens in ways:
         row, ends = [], []
         for ids in chosen.values():

@@ -126,7 +126,7 @@ class DecoderTask:
         n, half = len(batch["mask"]), -(-len(batch["mask"]) // 2)
         sound, recording = model(z, f0, periodicity, level), batch["recording"][which][:, : z.shape[1] * HOP]
         known = batch["mask"][which] > 0
-        known[:, -1:] = False
+        known[:, -Codec.late :] = False  # their sound is not whole
         gate = known.repeat_interleave(HOP, dim=1)
         numbers: dict[str, Tensor] = {}
         total = z.new_zeros(())

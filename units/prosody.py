@@ -82,8 +82,8 @@ class Pitches(NamedTuple):
 
     def used(self, home: float) -> float:
         """`register`, within `BOUNDS`, as far as speech tells it; else `home` (log2 Hz), the register of the voice that
-        it is to be. So a cry or a laugh of who did not speak is not moved: people who differ in how high they speak
-        differ less in how high they cry, and a cry that is moved is none (docs/experiments.md, no. 68 to 75)."""
+        it is to be. So a cry or a laugh of who did not speak is not moved: a cry that is moved is none
+        (docs/experiments.md, no. 68 to 75)."""
         if not self.spoken:
             return home
         believed = min(max(self.register(), BOUNDS[0]), BOUNDS[1])
