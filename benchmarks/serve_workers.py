@@ -46,7 +46,7 @@ async def threads(n: int, x: np.ndarray) -> tuple[list[float], list[float]]:
     barrier = threading.Barrier(n)
 
     def convert() -> float:
-        stream = changer.stream(voice, 16000)
+        stream = changer.stream(voice, 16000, chunk=CHUNK / 16000)
         barrier.wait()
         began = time.perf_counter()
         for piece in torch.from_numpy(x).split(CHUNK):

@@ -32,7 +32,7 @@ from vivavoce.engine import Settings
 from vivavoce.eval.judges import make
 from vivavoce.eval.metrics import bootstrap
 from vivavoce.recipes.corpus import RATE, read_clip, scan
-from vivavoce.rungs import codec_only
+from vivavoce.rungs import LIVE_CHUNK, codec_only
 
 SETTINGS = ("guidance", "fit", "keep", "delay", "temperature")
 
@@ -83,7 +83,7 @@ def main() -> None:
         heard, margins = [], []
         for x, target, own, said in tqdm(sources, leave=False, unit="clip"):
             if a.live:
-                stream = changer.stream(voices[target][0], RATE, settings)
+                stream = changer.stream(voices[target][0], RATE, settings, chunk=LIVE_CHUNK)
                 y = torch.cat((stream.push(x), stream.flush())).numpy()
             else:
                 y = changer.convert(x, voices[target][0], RATE, settings)[0].numpy()

@@ -24,7 +24,7 @@ from vivavoce.core.checkpoint import PretrainedModule
 from vivavoce.core.frames import Framing, LogMel, OverlapAdd
 from vivavoce.core.grid import Grid
 from vivavoce.core.layers import ConvNeXtStack, State
-from vivavoce.core.traced import traced
+from vivavoce.core.traced import TOGETHER, traced
 
 LEVEL_FLOOR_DB = -65.0
 DB = 20.0 / math.log(10.0)  # dB per neper
@@ -108,7 +108,7 @@ class Codec(PretrainedModule):
     def hear(self, frames: Tensor, state: State = None) -> tuple[tuple[Tensor, Tensor], State]:
         """Frames [B, T, 2 hop] -> (latents before quantisation [B, T, code_dim], level dB [B, T]), state: what `embed`
         and `analyse` make."""
-        if state is None or frames.shape[1] != 1:
+        if state is None or frames.shape[1] > TOGETHER:
             return self._hear(frames, state)
         return traced(self, self._hear, ("hear", *frames.shape), frames, state)
 
@@ -141,7 +141,7 @@ class Codec(PretrainedModule):
 
         The waveform lags by one hop: the first hop samples of a stream precede it (see OverlapAdd).
         """
-        if state is None or codes.shape[1] != 1:
+        if state is None or codes.shape[1] > TOGETHER:
             return self._decode(codes, f0, periodicity, level, state, seed)
         key = "decode", *codes.shape
         return traced(self, self._decode, key, codes, f0, periodicity, level, state, torch.tensor(seed))

@@ -1,6 +1,6 @@
-"""One frame as one graph: TorchScript traces of what a live stream calls fifty times a second.
+"""A step of a stream as one graph: TorchScript traces of what a live stream calls up to fifty times a second.
 
-For a single frame Python spends more time between the kernels than the kernels take. A trace runs the same kernels
+For a frame or a few Python spends more time between the kernels than the kernels take. A trace runs the same kernels
 without Python, so its outputs are the same, bit for bit (tests/test_traced.py), and it needs no compiler.
 """
 
@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+TOGETHER = 8  # frames of 20 ms, at most, that a stream computes at once, and that a graph is made for
 WARM_UP = 3  # calls until TorchScript has profiled a graph and settled how to run it
 
 _Graphs = dict[Hashable, Callable | None]  # None: it cannot be traced here
@@ -44,9 +45,9 @@ def traced(module: nn.Module, call: Callable[..., Any], key: Hashable, *args: An
 
 
 @contextlib.contextmanager
-def eager() -> Iterator[None]:
-    """No traces in this block and thread: to compare."""
-    token = _off.set(True)
+def eager(when: bool = True) -> Iterator[None]:
+    """No traces in this block and thread: to compare, and for shapes that come once."""
+    token = _off.set(when or _off.get())
     try:
         yield
     finally:

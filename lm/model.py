@@ -66,8 +66,9 @@ class Source(NamedTuple):
 class LMState(NamedTuple):
     """A stream's state. `keys` and `values` are updated in place: `clone()` before keeping a snapshot."""
 
-    keys: Tensor  # [layers, B, heads, prompt + context, head_dim]
+    keys: Tensor  # [layers, B, heads, prompt + ring, head_dim]; the ring has room for the context, and for a step
     values: Tensor
+    prompt: Tensor  # int64 [], frames of it
     frame: Tensor  # int64 [], frames generated so far
     codes: Tensor  # int64 [B, K], of the last frame; -1 before the first, and where they play no part
     voice: Tensor  # [B, 1, dim], summary of the prompt
@@ -76,8 +77,8 @@ class LMState(NamedTuple):
 
     def clone(self) -> LMState:
         """A deep copy: a snapshot, or the fork of a stream."""
-        keys, values, frame, codes, voice, stem, away = self
-        return LMState(keys.clone(), values.clone(), frame.clone(), codes.clone(), voice.clone(),
+        keys, values, prompt, frame, codes, voice, stem, away = self
+        return LMState(keys.clone(), values.clone(), prompt, frame.clone(), codes.clone(), voice.clone(),
                        tuple(s.clone() for s in stem), away.clone())  # fmt: skip
 
 
@@ -211,10 +212,12 @@ class VoiceLM(PretrainedModule):
     # ---- streaming ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def start(self, prompt: Source, codes: Tensor, crowd: tuple[Source, Tensor] | None = None) -> LMState:
+    def start(self, prompt: Source, codes: Tensor, crowd: tuple[Source, Tensor] | None = None,
+              together: int = 1) -> LMState:  # fmt: skip
         """Read a voice prompt (P frames, codes [B, P, K]) and open a stream.
 
         Args:
+            together: frames, at most, that `generate` will compute at once; one of an autoregressive model.
             crowd: a prompt of many voices, with its codes, that guidance leads away from. The state then
                 holds 2 B rows: the voice's and, after them, the crowd's. Both are cut to the shorter prompt.
         """
@@ -226,16 +229,18 @@ class VoiceLM(PretrainedModule):
             codes = torch.cat((codes[:, :p, :k], crowd[1][:, :p, :k]))
         x, voice = self.embed_prompt(prompt, codes[..., : c.n_codebooks])
         b, p, _ = x.shape
-        shape = (c.layers, b, c.heads, p + c.context, c.dim // c.heads)
+        n_slots = p + c.context + together - 1
+        shape = (c.layers, b, c.heads, n_slots, c.dim // c.heads)
         keys, values = x.new_zeros(shape), x.new_zeros(shape)
-        i, j = torch.arange(p, device=x.device)[:, None], torch.arange(p + c.context, device=x.device)[None]
+        i, j = torch.arange(p, device=x.device)[:, None], torch.arange(n_slots, device=x.device)[None]
         mask = self._bias(i - j, i >= j)
         for n, block in enumerate(self.blocks):
             x = block(x, mask, (keys[n], values[n]), i[:, 0])
         none = torch.full((b, c.n_codebooks), -1, dtype=torch.int64, device=x.device)
         _, stem = self.embed_source(Source(*(t[:, :0] for t in prompt)))
         away = x.new_zeros(0 if crowd is None or c.autoregressive else b // 2, c.n_codebooks, c.codebook_size)
-        return LMState(keys, values, torch.zeros((), dtype=torch.int64, device=x.device), none, voice, stem, away)
+        length, frame = (torch.tensor(n, device=x.device) for n in (p, 0))
+        return LMState(keys, values, length, frame, none, voice, stem, away)
 
     @torch.no_grad()
     def generate(
@@ -243,41 +248,41 @@ class VoiceLM(PretrainedModule):
         guidance: float = 0.0,
     ) -> tuple[Tensor, LMState]:  # fmt: skip
         """Source units of T frames -> codes [B, T, K], state; of a model that is not autoregressive, weights of all
-        codes [B, T, K, codebook_size], which sum to one.
+        codes [B, T, K, codebook_size], which sum to one. As many frames as the state has room for are computed at once.
 
         Sampling noise is a function of (seed, frame, codebook, code) alone; `temperature=0` is greedy. Weights
         are not sampled. With a state that was started against a crowd, `guidance` g moves the log-probabilities
         (weights: the probabilities) by g times their difference from the crowd's (classifier-free guidance, Ho &
         Salimans 2022, on the prompt); for weights, half of that difference is its running mean (`STEADY`, `KEPT`).
         """
-        out = []
-        for t in range(source.content.shape[1]):
-            frame = Source(*(x[:, t : t + 1] for x in source))
-            codes, state = self._step(frame, state, seed, temperature, delay, guidance)
+        c, b, out = self.config, source.content.shape[0], []
+        room = 1 if c.autoregressive else state.keys.shape[3] - int(state.prompt) - c.context + 1
+        for t in range(0, source.content.shape[1], room):
+            frames = Source(*(x[:, t : t + room] for x in source))
+            codes, state = self._step(frames, state, seed, temperature, delay, guidance)
             out.append(codes)
-        c, b = self.config, source.content.shape[0]
         empty = state.codes.new_zeros(b, 0, c.n_codebooks)
         if not c.autoregressive:
             empty = source.f0.new_zeros(b, 0, c.n_codebooks, c.codebook_size)
-        return torch.stack(out, dim=1) if out else empty, state
+        return torch.cat(out, dim=1) if out else empty, state
 
     def _step(
         self, s: Source, state: LMState, seed: int, temperature: float, delay: int, guidance: float
     ) -> tuple[Tensor, LMState]:
-        rows = s.content.shape[0]
+        rows, frames = s.content.shape
         guided = state.codes.shape[0] == 2 * rows  # the second half of the batch follows the crowd
         drawn = temperature > 0 and self.config.autoregressive
         noise = (torch.tensor(seed), torch.tensor(temperature)) if drawn else ()
         more = (torch.tensor(guidance),) if guided else ()
-        key = rows, guided, drawn, self.config.context
-        said, frame, stem, away = traced(self, self._frame, key, s, state, noise, torch.tensor(delay), more)
-        codes = said if self.config.autoregressive else state.codes
+        key = rows, frames, guided, drawn, self.config.context
+        said, frame, stem, away = traced(self, self._frames, key, s, state, noise, torch.tensor(delay), more)
+        codes = said[:, -1] if self.config.autoregressive else state.codes
         return said[:rows], state._replace(frame=frame, codes=codes, stem=stem, away=away)
 
-    def _frame(self, s: tuple, state: tuple, noise: tuple, delay: Tensor, guidance: tuple) -> tuple:
-        """One frame. Keys and values are written in place -> what is said; frame, stem and away of the state."""
+    def _frames(self, s: tuple, state: tuple, noise: tuple, delay: Tensor, guidance: tuple) -> tuple:
+        """T frames at once. Keys and values are written in place -> what is said; frame, stem and away of the state."""
         c, s, state = self.config, Source(*s), LMState(*state)
-        n, p, rows = state.frame, state.keys.shape[3] - c.context, s.content.shape[0]
+        n, p, (rows, t) = state.frame, state.prompt, s.content.shape
         if guidance:
             s = Source(*(torch.cat((x, x)) for x in s))
         x, stem = self.embed_source(s, state.stem)
@@ -286,16 +291,18 @@ class VoiceLM(PretrainedModule):
             x = x + self.embed_codes(state.codes[:, None]) + self.segment((n == 0) + 1)
         else:
             x = x + self.segment.weight[1]
-        slot = torch.arange(c.context, device=x.device)
-        age = torch.cat((slot.new_zeros(p), (n - slot) % c.context))[None]
-        mask, at = self._bias(age, age <= n), (p + n % c.context)[None]
+        now = (n + torch.arange(t, device=x.device))[:, None]
+        slot = torch.arange(state.keys.shape[3], device=x.device) - p
+        ring = state.keys.shape[3] - p
+        age = torch.where(slot < 0, 0, (now - slot) % ring)  # the prompt is at no distance
+        mask, at = self._bias(age, (age <= now) & (age < c.context)), (p + now % ring)[:, 0]
         for i, block in enumerate(self.blocks):
             x = block(x, mask, (state.keys[i], state.values[i]), at)
         h = self.norm(x)
         if c.autoregressive:
-            return self._drawn(h, rows, n, noise, guidance), n + 1, stem, state.away
+            return self._drawn(h, rows, n, noise, guidance)[:, None], n + 1, stem, state.away
         said, away = self._weighed(h, rows, n, state.away, guidance)
-        return said, n + 1, stem, away
+        return said, n + t, stem, away
 
     def _drawn(self, h: Tensor, rows: int, n: Tensor, noise: tuple, guidance: tuple) -> Tensor:
         """Hidden state of a frame [B, 1, dim] -> codes [B, K], coarse to fine, each given those before it."""
@@ -321,13 +328,16 @@ class VoiceLM(PretrainedModule):
         return torch.stack(codes, dim=-1)
 
     def _weighed(self, h: Tensor, rows: int, n: Tensor, away: Tensor, guidance: tuple) -> tuple[Tensor, Tensor]:
-        """Hidden state of frame n [B, 1, dim] -> weights of all codes [rows, K, codebook_size], the state's `away`."""
-        p = torch.stack([head(h, None)[:, 0].float().softmax(-1) for head in self.depth], dim=1)
+        """Hidden states from frame n on [B, T, dim] -> weights of all codes [rows, T, K, codebook_size], the state's
+        `away`."""
+        p = torch.stack([head(h, None).float().softmax(-1) for head in self.depth], dim=2)
         if not guidance:
             return p, away
-        now = p[:rows] - p[rows:]
-        away = now + (n / (n + 1)).clamp_max(KEPT) * (away - now)
-        return p[:rows] + guidance[0] * (now + STEADY * (away - now)), away
+        now, steady = p[:rows] - p[rows:], []
+        for i in range(p.shape[1]):
+            away = now[:, i] + ((n + i) / (n + i + 1)).clamp_max(KEPT) * (away - now[:, i])
+            steady.append(away)
+        return p[:rows] + guidance[0] * (now + STEADY * (torch.stack(steady, dim=1) - now)), away
 
 
 def _guide(voice: Tensor, crowd: Tensor, guidance: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ What it says is babble; that it says it bit for bit the same in any chunking is 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ CODEC = CodecConfig(n_mels=20, n_codebooks=4, codebook_size=32, code_dim=8, enco
 UNITS = UnitsConfig(n_mels=20, dim=16, depth=1, content_units=50, pitch_dim=16, pitch_depth=1)
 LM = LMConfig(content_units=50, n_codebooks=3, codebook_size=32, dim=32, layers=2, heads=2, hidden=32, depth_hidden=16,
               context=10)  # fmt: skip
+WEIGHED = replace(LM, autoregressive=False)  # as the embedded one: frames that need not wait for one another
 HEAD = {"model_type": "vivavoce", "format_version": 1, "sample_rate": 16000, "hop": 320,
         "parts": ["codec", "units", "lm"]}  # fmt: skip
 

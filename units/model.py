@@ -20,7 +20,7 @@ from vivavoce.core import radix
 from vivavoce.core.checkpoint import PretrainedModule
 from vivavoce.core.frames import Framing, LogMel
 from vivavoce.core.layers import ConvNeXtStack, State
-from vivavoce.core.traced import traced
+from vivavoce.core.traced import TOGETHER, traced
 from vivavoce.units.fsq import FSQ
 from vivavoce.units.pitch import PitchTracker
 
@@ -103,7 +103,7 @@ class UnitEncoder(PretrainedModule):
 
     def forward(self, x: Tensor, state: State = None) -> tuple[Units, State]:
         """Waveform [B, T * hop] -> Units of T frames that lag `lookahead` frames behind."""
-        if state is None or x.shape[1] != self.config.hop:
+        if state is None or x.shape[1] > TOGETHER * self.config.hop:
             return self._frames(x, state)
         units, state = traced(self, self._frames, x.shape, x, state)
         return Units(*units), state

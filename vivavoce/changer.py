@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import fields, replace
+from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from vivavoce.core.audio import BLOCK_SECONDS, mono_blocks, open_audio
 from vivavoce.core.checkpoint import FORMAT_VERSION, read_json, resolve_folder
 from vivavoce.core.errors import AudioError, CheckpointError, ConfigError, VivavoceError
 from vivavoce.core.resample import resample
+from vivavoce.core.traced import TOGETHER, eager
 from vivavoce.engine import Engine, Settings
 from vivavoce.fit import fit, say_all, scale_of
 from vivavoce.guidance import Way, look, steerable, strangers
@@ -213,13 +215,17 @@ class Changer:
         return limit(y[0, self.codec.late * self.codec.config.hop :]), self.codec.config.sample_rate
 
     def stream(self, voice: str | Path | Voice, rate: int = 16000, settings: Settings | None = None, *,
-               chunk: float | None = None, context: float | None = None, way: Way | None = None,
-               **options: Any) -> Stream:  # fmt: skip
+               chunk: float | None = None, step: int | None = None, context: float | None = None,
+               way: Way | None = None, **options: Any) -> Stream:  # fmt: skip
         """Open a live conversion; many streams may share one changer.
 
         Args:
             rate: Hz, of the samples pushed and returned.
-            chunk: seconds that will be pushed at a time. Any other push does as well: only `stream.latency` asks.
+            chunk: seconds that will be pushed at a time. Any other push does as well: `stream.latency` and `step` ask.
+            step: frames of 20 ms that are computed at once, 1 to 8: more are quicker, and wait for one another. Any
+                chunks give the same bits; another step gives the same but for the rounding of int8. By default as
+                many as divide the chunk, so that none waits; one where no chunk is named, or where the model cannot
+                (EnCodec, HuBERT, an autoregressive language model).
             context: seconds of the recent past that the language model attends to, beside the voice prompt; by
                 default all that the model has. See `Settings.context`.
             way: what is known of the source's own voice beforehand (vivavoce.guidance); else a stream takes it for a
@@ -239,11 +245,21 @@ class Changer:
             if not frame <= context <= most * frame + 1e-9:
                 raise ConfigError(f"context {context} s: this model takes {frame} to {most * frame:g} s")
             options["context"] = round(context / frame)
+        if step is not None and not 1 <= step <= TOGETHER:
+            raise ConfigError(f"step {step} is out of range; give 1 to {TOGETHER}")
         settings = replace(settings or Settings(), **options)
         self._check_settings(settings)
+        step = step or self.step_of(chunk)
         parts = self._live_codec, self._live_units, self._live_lm
-        engine = Engine(*parts, self.voice(voice), settings, self.crowd, way, self.beside, self.speaking)
+        engine = Engine(*parts, self.voice(voice), settings, self.crowd, way, self.beside, self.speaking, step)
         return Stream(engine, rate, chunk, self.voice)
+
+    def step_of(self, chunk: float | None) -> int:
+        """Frames that a stream computes at once by default, if it is pushed `chunk` seconds at a time: as many, up to
+        `TOGETHER`, as divide the chunk. They cost little more than one, and nothing waits for them."""
+        c = self.units.config
+        frames = Fraction(chunk or 0.0).limit_denominator(48000) * c.sample_rate / c.hop
+        return max((n for n in range(1, TOGETHER + 1) if frames and not frames % n), default=1)
 
     def _check_settings(self, settings: Settings) -> None:
         """Raise ConfigError for what is beyond this model."""
@@ -296,7 +312,8 @@ class Changer:
                 (f0, periodicity), state = self.units.pitch(piece, state)
                 content = torch.zeros_like(f0, dtype=torch.int64)
             else:
-                (content, _, f0, periodicity), state = self.units(piece, state)
+                with eager():  # the last piece may be as short as a stream's step
+                    (content, _, f0, periodicity), state = self.units(piece, state)
             pieces.append((content, f0, periodicity))
         content, f0, periodicity = (torch.cat(x, dim=1)[0, ahead:] for x in zip(*pieces))
         return self.register(content, f0, periodicity, home)
@@ -315,13 +332,14 @@ class Changer:
             return int(f.samplerate)
 
     def open(self, path: str | Path, voice: str | Path | Voice, settings: Settings | None = None,
-             scan: bool = True) -> Stream:  # fmt: skip
-        """A stream for a file, at its rate; see `convert_blocks`."""
+             scan: bool = True, chunk: float | None = None) -> Stream:  # fmt: skip
+        """A stream for a file, at its rate; see `convert_blocks`. `chunk`: for one that is pushed so many seconds at a
+        time, as they come; else it computes as many frames at once as a step takes."""
         settings, found, rate = settings or Settings(), self.voice(voice), self._rate(path)
         way = None
         if settings.source_register is None and scan:
             settings, way = self._scan(mono_blocks(path), rate, found, settings)
-        return self.stream(found, rate, settings, way=way)
+        return self.stream(found, rate, settings, way=way, chunk=chunk, step=None if chunk else TOGETHER)
 
     def convert_blocks(self, path: str | Path, voice: str | Path | Voice, settings: Settings | None = None,
                        seconds: float = BLOCK_SECONDS, scan: bool = True) -> Iterator[Tensor]:  # fmt: skip
@@ -356,7 +374,7 @@ class Changer:
         settings, found, way = settings or Settings(), self.voice(voice), None
         if settings.source_register is None and bool(torch.isfinite(source).all()):
             settings, way = self._scan(iter([source.float()]), rate, found, settings)
-        stream = self.stream(found, rate, settings, way=way)
+        stream = self.stream(found, rate, settings, way=way, step=TOGETHER)
         return torch.cat((stream.push(source), stream.flush())), rate
 
 

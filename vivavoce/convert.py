@@ -193,7 +193,7 @@ def convert_pcm(job: Job, source: BinaryIO, out: BinaryIO | Path, rate: int, cha
 
 
 def _convert_stream(job: Job, source: BinaryIO, rate: int, channels: int) -> Iterator[Tensor]:
-    stream, width, taken = job.changer.stream(job.voice, rate, job.settings), 2 * channels, 0
+    stream, width, taken = job.changer.stream(job.voice, rate, job.settings, chunk=job.seconds), 2 * channels, 0
     size = max(1, round(job.seconds * rate)) * width
     while data := source.read(size):
         data = data[: len(data) // width * width]  # a source that was killed may end within a sample

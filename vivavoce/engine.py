@@ -1,7 +1,8 @@
 """The whole chain as one recurrent step: unit frames in, as much sound of the codec out, all state in the open.
 
-Every frame is computed by itself, in the same shapes, whatever the caller's chunks are; this is why
-converting a file, a stream in 100 ms chunks and a stream in single samples give the same bits.
+A stream computes a fixed number of frames at a time, its step, in the same shapes, whatever the caller's chunks are;
+so any chunks give the same bits. Two frames take little longer than one. An int8 layer has one scale for all frames of
+a step, so another step rounds otherwise.
 
 Frame t of the input speaks, through the units' look-ahead L and the language model's extra delay d, of
 frame t - L - d; the codec's overlap, if it has one, adds one more. `lag` states the sum. Where the codec's frames are
@@ -22,11 +23,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vivavoce.codec import VoiceCodec
+from vivavoce.codec import Codec, VoiceCodec
 from vivavoce.codec.rvq import ResidualVQ
 from vivavoce.core.errors import ConfigError
 from vivavoce.core.layers import State
-from vivavoce.core.traced import traced
+from vivavoce.core.traced import eager, traced
 from vivavoce.fit import Scale, mend, scale_of
 from vivavoce.guidance import Way, begin, lead, steerable
 from vivavoce.lm import LMState, Source, VoiceLM
@@ -97,12 +98,27 @@ class Settings:
 
 
 class Heard(NamedTuple):
-    """One frame of the source: its units, F0 still in its own register, that register (log2 Hz, [B, 1]), and what the
-    codec hears of it, [B, 1, d], where guidance asks."""
+    """T frames of the source: units, F0 still in its own register, that register (log2 Hz, [B, T]), and what the codec
+    hears of them, [B, T, d], where guidance asks."""
 
     source: Source
     own: Tensor
     vector: Tensor | None
+
+    @property
+    def frames(self) -> int:
+        """How many."""
+        return self.own.shape[1]
+
+    def at(self, frames: slice) -> Heard:
+        """Some of the frames."""
+        vector = None if self.vector is None else self.vector[:, frames]
+        return Heard(Source(*(x[:, frames] for x in self.source)), self.own[:, frames], vector)
+
+    def and_then(self, more: Heard) -> Heard:
+        """These frames and those that follow them."""
+        source = Source(*(torch.cat(pair, dim=1) for pair in zip(self.source, more.source)))
+        return Heard(source, torch.cat((self.own, more.own), dim=1), _and_then(self.vector, more.vector))
 
 
 class EarState(NamedTuple):
@@ -111,7 +127,8 @@ class EarState(NamedTuple):
     units: State
     framing: Tensor | None
     codec: State  # of the codec's encoder, where guidance asks
-    levels: tuple[tuple[Tensor, Tensor | None], ...]  # of the last L frames: level, and what the codec hears
+    level: Tensor | None  # of the last L frames, [B, L]
+    vector: Tensor | None  # what the codec hears of them, [B, L, d]
     speaking: State
     register: State
 
@@ -121,7 +138,7 @@ class EngineState(NamedTuple):
 
     taken: int  # frames so far
     ear: EarState
-    queue: tuple[Heard, ...]  # the last d + 1 frames, for the model's delay, or WARM_UP, for the next voice
+    queue: Heard | None  # the last d + step frames, for the model's delay, or WARM_UP, for the next voice
     lm: LMState
     way: Way | None
     codec: State
@@ -136,10 +153,12 @@ class Engine:
 
     def __init__(self, codec: VoiceCodec, units: UnitEncoder | HubertUnits, lm: VoiceLM, voice: Voice,
                  settings: Settings, crowd: Voice | None = None, way: Way | None = None,
-                 beside: Executor | None = None, speaking: Speaking | None = None) -> None:  # fmt: skip
-        """`way`: what is known of the source's own voice beforehand, as against `voice`; `beside`: where the next frame
-        is heard while one is spoken; `speaking`: tells speech from other sounds, without which all is speech."""
+                 beside: Executor | None = None, speaking: Speaking | None = None, step: int = 1) -> None:  # fmt: skip
+        """`way`: what is known of the source's own voice beforehand, as against `voice`; `beside`: where the next step
+        is heard while one is spoken; `speaking`: tells speech from other sounds, without which all is speech; `step`:
+        frames that are computed at once, one where the model cannot do more (see `together`)."""
         self.beside, self.speaking = beside, speaking
+        self.step = step if together(codec, units, lm) else 1
         if settings.context is not None:  # the ring is as long as the model's config says: same weights, other ring
             lm = copy.copy(lm)
             lm.config = replace(lm.config, context=settings.context)
@@ -185,13 +204,13 @@ class Engine:
         """The language model with the voice prompt read and nothing said yet; read once, then copied."""
         if self._prompt is None:
             crowd = (self.crowd.source(), self.crowd.codes[None].long()) if self.crowd is not None else None
-            self._prompt = self.lm.start(self.voice.source(), self.voice.codes[None].long(), crowd)
+            self._prompt = self.lm.start(self.voice.source(), self.voice.codes[None].long(), crowd, self.step)
         return self._prompt.clone()
 
     def start(self) -> EngineState:
         """A fresh stream."""
         codec = self.codec.begin(self.voice.codes[None, :, : self.lm.config.n_codebooks].long())
-        return EngineState(0, EarState(None, None, None, (), None, None), (), self.prompted(), self.way, codec)
+        return EngineState(0, EarState(*[None] * 7), None, self.prompted(), self.way, codec)
 
     @torch.inference_mode()
     def take_over(self, s: EngineState) -> EngineState:
@@ -201,32 +220,37 @@ class Engine:
         cache is full of the old voice, and with it the new one would go on imitating; it is thrown away. In
         its place the new voice says the last `WARM_UP` frames once more, unheard.
         """
-        lm, said = self.prompted(), max(0, s.taken - self.lookahead - self.delay)
-        again = _last(s.queue, min(said, WARM_UP))
-        for due, frame in enumerate(again, said - len(again)):
-            _, lm = self._speak(frame, lm, self._codes_of(due))
+        lm, said = self.prompted(), self._due(s.taken)
+        if s.queue is not None and said:
+            again = min(said, WARM_UP)
+            with eager(self.step > 1):  # not always whole steps
+                _, lm = self._speak(s.queue.at(slice(s.queue.frames - again, None)), lm, said - again)
         return s._replace(lm=lm, way=self.way)
+
+    def _due(self, taken: int) -> int:
+        """Frames that were to be said by the time that so many were taken."""
+        return max(0, taken - self.lookahead - self.delay)
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, state: EngineState) -> tuple[Tensor, EngineState]:
         """Waveform [B, T * hop] -> waveform at the codec's rate, as long to within a tick of the grid, `lag` frames
         late (zeros of `out_hop` samples a frame before)."""
-        out, frames = [x[:, :0]], x.split(self.hop, dim=1) if x.shape[1] else ()
-        for heard, ear in self._listen(frames, state.ear):
-            y, state = self._answer(heard, state._replace(ear=ear))
-            out.append(x.new_zeros(x.shape[0], self.out_hop) if y is None else y)
+        out, steps = [x[:, :0]], x.split(self.step * self.hop, dim=1) if x.shape[1] else ()
+        for part, (heard, ear) in zip(steps, self._listen(steps, state.ear)):
+            y, state = self._answer(part, heard, state._replace(ear=ear))
+            out.append(y)
         return torch.cat(out, dim=1), state
 
-    def _listen(self, frames: tuple[Tensor, ...], ear: EarState) -> Iterator[tuple[Heard | None, EarState]]:
-        """Frames [B, hop] -> what is heard, one after another; where there is somebody `beside`, one ahead of use."""
-        if self.beside is None or len(frames) < 2:
-            for x in frames:
+    def _listen(self, steps: tuple[Tensor, ...], ear: EarState) -> Iterator[tuple[Heard | None, EarState]]:
+        """Steps [B, T * hop] -> what is heard, one after another; if there is somebody `beside`, one ahead of use."""
+        if self.beside is None or len(steps) < 2:
+            for x in steps:
                 heard, ear = self._hear(x, ear)
                 yield heard, ear
             return
         context = contextvars.copy_context()  # whether to trace
-        due = self.beside.submit(context.run, self._hear, frames[0], ear)
-        for following in (*frames[1:], None):
+        due = self.beside.submit(context.run, self._hear, steps[0], ear)
+        for following in (*steps[1:], None):
             heard, ear = due.result()
             if following is not None:
                 due = self.beside.submit(context.run, self._hear, following, ear)
@@ -234,65 +258,82 @@ class Engine:
 
     @torch.inference_mode()
     def _hear(self, x: Tensor, s: EarState) -> tuple[Heard | None, EarState]:
-        """One frame [B, hop]; nothing is heard of the first `lookahead` ones."""
-        frames, framing = self.codec.framing(x, s.framing)
-        if self.scale:
-            (now, level), codec = self.codec.hear(frames, s.codec)  # type: ignore[operator]
-        else:
-            now, level, codec = None, self.codec.level(frames), None
-        h, units = self.units(x, s.units)
-        levels = (*s.levels, (level, now))
-        s = EarState(units, framing, codec, _last(levels, self.lookahead), s.speaking, s.register)
-        if len(levels) <= self.lookahead:
+        """A step [B, T * hop]; nothing is heard of a stream's first `lookahead` frames."""
+        with eager(x.shape[1] != self.step * self.hop):
+            frames, framing = self.codec.framing(x, s.framing)
+            if self.scale:
+                (now, level), codec = self.codec.hear(frames, s.codec)  # type: ignore[operator]
+            else:
+                now, level, codec = None, self.codec.level(frames), None
+            h, units = self.units(x, s.units)
+        level, vector = _and_then(s.level, level), _and_then(s.vector, now)
+        assert level is not None
+        n = max(0, level.shape[1] - self.lookahead)  # frames that both the units and the codec have heard
+        later = level[:, n:], None if vector is None else vector[:, n:]
+        s = EarState(units, framing, codec, *later, s.speaking, s.register)
+        if not n:
             return None, s
-        due, vector = levels[0]
-        key, pitch = ("rounded", *due.shape), (h.f0, h.periodicity)
-        f0, periodicity, level = traced(self.codec.framing, prosody.rounded, key, *pitch, due)
+        content, expression, f0, periodicity = (u[:, -n:] for u in h)
+        with eager(n != self.step):
+            key, due = ("rounded", *f0.shape), (f0, periodicity, level[:, :n])
+            f0, periodicity, level = traced(self.codec.framing, prosody.rounded, key, *due)
         odds, speaking = torch.ones_like(periodicity), None
         if self.speaking is not None:
-            odds, speaking = self.speaking(h.content, periodicity, s.speaking)
+            odds, speaking = self.speaking(content, periodicity, s.speaking)
         own, register = self.register(f0, periodicity, odds > 0, s.register)
-        source = Source(h.content, h.expression, f0, periodicity, level)
+        source, vector = Source(content, expression, f0, periodicity, level), None if vector is None else vector[:, :n]
         return Heard(source, own, vector), s._replace(speaking=speaking, register=register)
 
-    def _answer(self, heard: Heard | None, s: EngineState) -> tuple[Tensor | None, EngineState]:
-        """What is to be said once a frame was heard; None as long as nothing is due."""
-        delay = self.delay
-        s = s._replace(taken=s.taken + 1)
-        if heard is None:
-            return None, s
-        s = s._replace(queue=_last((*s.queue, heard), max(delay + 1, WARM_UP)))
-        t = s.taken - 1 - self.lookahead - delay  # the frame that is due
-        if t < 0:
-            return None, s
-        n, frame = self._codes_of(t), s.queue[-1 - delay]
-        codes, lm = self._speak(heard, s.lm, n)
-        due, way = _times(self._moved(frame), n), s.way
-        said, way = self._steered(codes, frame.vector, due.periodicity, way) if self.steers else (codes, None)
-        y, codec = self.codec.decode(said, due.f0, due.periodicity, due.level, s.codec, self.settings.seed)
+    def _answer(self, x: Tensor, heard: Heard | None, s: EngineState) -> tuple[Tensor, EngineState]:
+        """What is to be said once a step [B, T * hop] was taken, and something heard: zeros while nothing is due."""
+        taken = x.shape[1] // self.hop
+        before, s = self._due(s.taken), s._replace(taken=s.taken + taken)
+        n = self._due(s.taken) - before
+        if heard is not None:
+            queue = heard if s.queue is None else s.queue.and_then(heard)
+            s = s._replace(queue=queue.at(slice(-max(self.delay + self.step, WARM_UP), None)))
+        if heard is None or s.queue is None or not n:
+            return x.new_zeros(x.shape[0], taken * self.out_hop), s
+        with eager(n != self.step):
+            codes, lm = self._speak(heard.at(slice(heard.frames - n, None)), s.lm, before)
+            last = s.queue.frames - self.delay
+            frames = s.queue.at(slice(last - n, last))
+            due, way = self._spread(self._moved(frames), before), s.way
+            said, way = self._steered(codes, frames.vector, due.periodicity, way) if self.steers else (codes, None)
+            y, codec = self.codec.decode(said, due.f0, due.periodicity, due.level, s.codec, self.settings.seed)
+        y = torch.nn.functional.pad(y, ((taken - n) * self.out_hop, 0))
         return y, s._replace(lm=lm, way=way, codec=codec)
 
     def _steered(
         self, weights: Tensor, own: Tensor | None, periodicity: Tensor, way: Way | None
     ) -> tuple[Tensor, Way | None]:
-        """Weights of codes of a frame -> vectors of the codec: mixed, mended, and led away from the source's own."""
+        """Weights of codes of T frames -> vectors of the codec: mixed, mended, and led away from the source's own."""
         found = (self.voice.fit,) if self.voice.fit is not None and self.settings.fit else ()
         heard = () if own is None or way is None else (own, periodicity, way)
         key = "steered", weights.shape, len(found), len(heard)
         said, way = traced(self.codec.quantiser, self.steer, key, weights, found, heard, self.shares)
         return said, Way(*way) if way else None
 
-    def _codes_of(self, t: int) -> int:
-        """Code frames that unit frame t covers."""
-        return self.codec.grid.codes(t + 1) - self.codec.grid.codes(t)
+    def _speak(self, frames: Heard, lm: LMState, first: int) -> tuple[Tensor, LMState]:
+        c, source = self.settings, self._spread(self._moved(frames), first)
+        return self.lm.generate(source, lm, c.seed, c.temperature, self.delay, c.guidance)
 
-    def _speak(self, frame: Heard, lm: LMState, codes: int) -> tuple[Tensor, LMState]:
-        c = self.settings
-        return self.lm.generate(_times(self._moved(frame), codes), lm, c.seed, c.temperature, self.delay, c.guidance)
+    def _moved(self, frames: Heard) -> Source:
+        """Frames with their F0 moved from the source's register to the voice's."""
+        return frames.source._replace(f0=frames.source.f0 * torch.exp2(self.shift - frames.own))
 
-    def _moved(self, frame: Heard) -> Source:
-        """A frame with its F0 moved from the source's register to the voice's."""
-        return frame.source._replace(f0=frame.source.f0 * torch.exp2(self.shift - frame.own))
+    def _spread(self, source: Source, first: int) -> Source:
+        """Unit frames, the first of which is said as frame `first` -> as many code frames as they cover."""
+        codes, n = self.codec.grid.codes, source.content.shape[1]
+        times = [codes(t + 1) - codes(t) for t in range(first, first + n)]
+        if times == [1] * n:
+            return source
+        return Source(*(x.repeat_interleave(torch.tensor(times), dim=1) for x in source))
+
+
+def together(codec: VoiceCodec, units: UnitEncoder | HubertUnits, lm: VoiceLM) -> bool:
+    """Whether several frames can be computed at once: codes are on the units' grid, and none waits for another."""
+    return isinstance(codec, Codec) and isinstance(units, UnitEncoder) and not lm.config.autoregressive
 
 
 def _steer(books: ResidualVQ, scale: Scale | None, weights: Tensor, found: tuple, heard: tuple,
@@ -303,16 +344,13 @@ def _steer(books: ResidualVQ, scale: Scale | None, weights: Tensor, found: tuple
     mended = mend(said, found[0] if found else None, fit.to(said.dtype))
     if not heard or scale is None:
         return mended, ()
-    own, periodicity, way = heard
-    more, way = lead(said, own, periodicity, Way(*way), scale, guidance, keep)
-    return mended + more, way
+    (own, periodicity, way), led = heard, []
+    for x, y, p in zip(*(a.split(1, dim=1) for a in (said, own, periodicity))):
+        more, way = lead(x, y, p, Way(*way), scale, guidance, keep)
+        led.append(more)
+    return mended + torch.cat(led, dim=1), way
 
 
-def _times(source: Source, n: int) -> Source:
-    """One frame of units -> n of them, one for each code frame."""
-    return source if n == 1 else Source(*(x.repeat_interleave(n, dim=1) for x in source))
-
-
-def _last(items: tuple, n: int) -> tuple:
-    """The last n items or, while there are fewer, all."""
-    return items[max(0, len(items) - n) :]
+def _and_then(frames: Tensor | None, more: Tensor | None) -> Tensor | None:
+    """[B, T, ...] and what follows, where there is any."""
+    return more if frames is None or more is None else torch.cat((frames, more), dim=1)

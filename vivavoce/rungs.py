@@ -23,6 +23,8 @@ from vivavoce.eval.pairs import Pair
 from vivavoce.units import prosody
 from vivavoce.voice import Voice
 
+LIVE_CHUNK = 0.04  # seconds that the live rung's streams are pushed at a time, or as if they were
+
 Rung = Callable[[Tensor, int, Pair], Tensor]  # samples [n], their rate and the pair -> samples
 
 
@@ -85,7 +87,7 @@ def converter(changer: Changer, voices: dict[str, Voice], settings: Settings, li
     def one(x: Tensor, rate: int, pair: Pair) -> Tensor:
         if not live:
             return changer.convert(x, voices[pair.id], rate, settings)[0]
-        stream = changer.stream(voices[pair.id], rate, settings)
+        stream = changer.stream(voices[pair.id], rate, settings, chunk=LIVE_CHUNK)
         return torch.cat((stream.push(x), stream.flush()))
 
     return one

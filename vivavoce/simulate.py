@@ -56,8 +56,9 @@ class SimulatedJob(Job):
     speed: float = 1.0
 
     def blocks(self, source: Path) -> Iterator[Tensor]:
-        """The output of a plain conversion, in chunks of `lateness.chunk` seconds, each in its time."""
-        stream = self.changer.open(source, self.voice, self.settings, self.scan)
+        """The output of a plain conversion, in chunks of `lateness.chunk` seconds, each in its time; but for rounding,
+        as steps are shorter."""
+        stream = self.changer.open(source, self.voice, self.settings, self.scan, self.lateness.chunk)
         stream.warm_up()
         return paced(stream, source, self.lateness, self.speed)
 
@@ -68,7 +69,7 @@ def paced(stream: Stream, path: str | Path, lateness: Lateness, speed: float = 1
     """Convert a file chunk by chunk, each no sooner than it would have been captured; yields what comes out.
 
     Nothing is ever dropped: a chunk that is late makes the next one late, as with a ring buffer that is long enough,
-    and the output is that of a plain conversion.
+    and the output is the same as if it were in time.
 
     Args:
         lateness: filled in on the way.

@@ -61,6 +61,7 @@ class StreamState(NamedTuple):
     bypass: bool = False
     wet: int = 0  # place in the fade: 0 all original, the last all converted
     wet_from: int = 0  # output sample before which nothing converted is there: after a pause
+    block: int = 1  # frames of the next step: all are as long, but for the first
     awake: int | None = None  # frames until the chain rests; None while it works
     open: bool = True
 
@@ -69,13 +70,13 @@ class Stream:
     """One live conversion: `push` samples, get what is ready; `flush` for the tail.
 
     Over a whole stream exactly as many samples come out as went in, aligned with the input. Any chunking
-    gives the same output, bit for bit; `swap`, `bypass`, `pause` and `resume` act at the sample where they
-    are called.
+    gives the same output, bit for bit, as the engine takes its step of frames at a time; `swap`, `bypass`, `pause` and
+    `resume` act at the sample where they are called.
 
     Args:
         engine: the chain for one voice.
         rate: sample rate in Hz of what goes in and comes out.
-        chunk: seconds that will be pushed at a time; only `latency` asks.
+        chunk: seconds that will be pushed at a time: `latency` asks, and where the first step ends.
         find: makes a Voice of what `swap` is given; without it, `swap` takes a Voice.
     """
 
@@ -89,7 +90,7 @@ class Stream:
 
     def _begin(self, e: Engine) -> None:
         self._s = StreamState(e, e.start(), None, None, torch.zeros(1, 0), torch.zeros(0), e.lag * e.out_hop,
-                              0, 0, 0, wet=self._fade)  # fmt: skip
+                              0, 0, 0, wet=self._fade, block=self._first(e) or e.step)  # fmt: skip
 
     def reset(self) -> None:
         """Back to the beginning of a stream, with the present voice and without a bypass."""
@@ -113,14 +114,27 @@ class Stream:
         """Algorithmic latency, itemised: what a sample waits at worst until its like comes out."""
         e = self.engine
         hop = Fraction(e.hop, e.rate)
-        chunk = Fraction(max(1, round(self.chunk * self.rate)) if self.chunk else 0, self.rate)
-        down, up = Fraction(self._down.lookahead, self.rate), Fraction(self._up.lookahead, e.out_rate)
-        # After k chunks k * chunk - down has arrived, of which (k * chunk - down) mod hop awaits its frame;
-        # the largest remainder for any k:
-        step = _gcd(chunk, hop) if chunk else Fraction(0)
-        frame = hop - step + (-down % step if step else 0)
-        items = chunk, frame, e.lookahead * hop, e.delay * hop, e.codec.late * hop, down + up
+        reach = Fraction(self._down.lookahead, self.rate) + Fraction(self._up.lookahead, e.out_rate)
+        items = self._chunk, self._waits(e, self._first(e)), e.lookahead * hop, e.delay * hop, e.codec.late * hop, reach
         return Latency(*(1000.0 * float(x) for x in items))
+
+    @property
+    def _chunk(self) -> Fraction:
+        """Seconds; 0 where it was not named."""
+        return Fraction(max(1, round(self.chunk * self.rate)) if self.chunk else 0, self.rate)
+
+    def _waits(self, e: Engine, first: int) -> Fraction:
+        """Seconds that what has arrived waits at most until its step is whole, if `first` frames precede whole steps.
+        After k chunks k * chunk less the resampler's reach has arrived: the largest remainder for any k."""
+        hop, down = Fraction(e.hop, e.rate), Fraction(self._down.lookahead, self.rate)
+        if not self._chunk:
+            return e.step * hop
+        common = _gcd(self._chunk, e.step * hop)
+        return e.step * hop - common + -(down + first * hop) % common
+
+    def _first(self, e: Engine) -> int:
+        """Frames before the first whole step, so that what waits is least."""
+        return min(range(e.step), key=lambda first: self._waits(e, first))
 
     @property
     def resamplers(self) -> tuple[Resampler, Resampler]:
@@ -169,22 +183,29 @@ class Stream:
         x, down = self._down(x, s.down, last=last)
         x = torch.cat((s.rest, x), dim=1)
         if last:
-            whole = math.ceil(x.shape[1] / hop) + self.engine.lag
+            whole = self._whole(math.ceil(x.shape[1] / hop) + self.engine.lag, up=True)
             x = torch.nn.functional.pad(x, (0, whole * hop - x.shape[1]))
-        n = x.shape[1] // hop * hop
-        rest, awake = x[:, n:], s.awake
-        if awake is None:
-            y, state = self.engine(x[:, :n], s.state)
-        else:
-            heard = min(n, awake * hop)
-            y, state = self.engine(x[:, :heard], s.state)
-            y = torch.nn.functional.pad(y, (0, (n - heard) // hop * self.engine.out_hop))
-            awake -= heard // hop
+        frames = self._whole(x.shape[1] // hop)
+        rest, heard = x[:, frames * hop :], frames if s.awake is None else min(frames, s.awake)
+        first = min(heard, s.block if s.block < self.engine.step else 0)
+        out, state = [], s.state
+        for part in (x[:, : first * hop], x[:, first * hop : heard * hop]):
+            y, state = self.engine(part, state)
+            out.append(y)
+        y = torch.nn.functional.pad(torch.cat(out, dim=1), (0, (frames - heard) * self.engine.out_hop))
         drop = min(s.skip, y.shape[1])
         y, up = self._up(limit(y[:, drop:]), s.up, last=last)
-        self._s = s._replace(state=state, down=down, up=up, rest=rest, skip=s.skip - drop, awake=awake,
-                             frames=s.frames + n // hop)  # fmt: skip
+        self._s = s._replace(state=state, down=down, up=up, rest=rest, skip=s.skip - drop, frames=s.frames + frames,
+                             awake=None if s.awake is None else s.awake - heard,
+                             block=self.engine.step if frames else s.block)  # fmt: skip
         return y[0].clamp(-1.0, 1.0)
+
+    def _whole(self, frames: int, up: bool = False) -> int:
+        """So many frames, down (or up) to whole steps."""
+        first, step = self._s.block, self.engine.step
+        if frames < first:
+            return first if up else 0
+        return first + (-(-(frames - first) // step) if up else (frames - first) // step) * step
 
     def _give(self, y: Tensor) -> Tensor:
         """Converted samples [m] -> what is given back: these, the original ones, or a fade between."""
@@ -257,7 +278,7 @@ class Stream:
         """Bypass and, once the fade is over, compute nothing: for a machine that cannot keep up."""
         self.bypass = True
         if self._s.awake is None:
-            self._s = self._s._replace(awake=1)
+            self._s = self._s._replace(awake=self._s.block)
 
     def resume(self) -> None:
         """End a pause or bypass. After a pause the chain begins anew (what is known of the source is kept), and the
