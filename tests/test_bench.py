@@ -33,7 +33,7 @@ def test_measured_adds_up(changer: Changer) -> None:
     done: list[float] = []
     m = measure(changer, "ada", tiny.voiced(0.7, 48000), 48000, 0.04, 1.2, progress=done.append)
     assert m.chunk_ms == 40 and m.seconds == pytest.approx(1.2) == sum(done) and len(done) == 30
-    assert 0 < m.p50 <= m.p95 <= m.p99 <= m.worst and 0 <= m.over <= 1
+    assert 0 < m.p50 <= m.p95 <= m.p99 <= m.worst and 0 <= m.over <= 1 and m.uneven >= 1
     assert sum(m.stages.values()) == pytest.approx(m.factor) and set(m.stages) == set(STAGES)
     assert all(v > 0 for v in m.stages.values()), m.stages
     assert m.total_ms == m.latency.total + m.p95 and m.latency.chunk == 40 and m.latency.resampling > 0
@@ -62,8 +62,8 @@ def test_bench_command(folder: Path, capsys: pytest.CaptureFixture[str], tmp_pat
     assert all(r["total_ms"] == pytest.approx(r["algorithmic_ms"] + r["p95"]) for r in out["results"])
     assert main([*common, str(tmp_path / "x.wav"), "--soak", "0.3s", "--delay", "0"]) == 0
     text = capsys.readouterr().out
-    for word in ("stream at 44100 Hz", "look-ahead", "compute, p95", "playback buffer", "p99 / chunk", "over budget",
-                 "units", "lm", "codec", "whole chain", "resident memory", "growth"):  # fmt: skip
+    for word in ("stream at 44100 Hz", "look-ahead", "compute, p95", "playback buffer", "p99 / chunk", "counting",
+                 "over budget", "units", "lm", "codec", "whole chain", "resident memory", "growth"):  # fmt: skip
         assert word in text, word
     for bad in (["--soak", "10"], ["--chunk", "40ms,x"], ["--soak", "25h"]):
         with pytest.raises(SystemExit):

@@ -12,6 +12,7 @@ import torch
 from vivavoce.blend import _joined, crowd
 from vivavoce.changer import Changer
 from vivavoce.core.errors import CheckpointError, ConfigError
+from vivavoce.core.traced import TOGETHER
 from vivavoce.engine import Settings
 from vivavoce.fit import _ridge, fit, mend
 from vivavoce.voice import MAPS, Voice
@@ -90,7 +91,7 @@ def test_it_is_heard_and_can_be_left_out(changer: Changer, voice: Voice) -> None
     assert not torch.equal(convert(voice), convert(bare))
     assert torch.equal(convert(voice, replace(plain, fit=0.0)), convert(bare))
     settings = Settings(guidance=1.0, keep=0.2, source_register=120.0)
-    stream = changer.stream(voice, RATE, settings)
+    stream = changer.stream(voice, RATE, settings, step=TOGETHER)  # as a file is converted
     parts = [stream.push(part) for part in x.split(777)]
     assert torch.equal(torch.cat((*parts, stream.flush())), convert(voice, settings))
     with pytest.raises(ConfigError, match=r"fit 2 is out of range"):

@@ -38,6 +38,7 @@ class Measured:
         latency: algorithmic, itemised, in ms.
         p50, p95, p99, worst: compute time of a chunk, in ms.
         over: share of chunks that took longer than they last.
+        uneven: p99 over p50 of a fixed piece of plain Python, run after each chunk: what the machine itself brings.
         factor: real-time factor of the whole chain: seconds of work a second of sound.
         stages: the same for each stage; they add up to `factor`: what is done side by side is taken off "rest".
         memory_mb: resident memory when the measurement began (after the warm-up), and what it grew by.
@@ -51,6 +52,7 @@ class Measured:
     p99: float
     worst: float
     over: float
+    uneven: float
     factor: float
     stages: dict[str, float]
     memory_mb: tuple[float, float]
@@ -78,7 +80,7 @@ def measure(changer: Changer, voice: str | Path | Voice, x: Tensor, rate: int, c
     chunks, count = _endless(x, size), max(1, round(seconds * rate / size))
     for _ in range(WARM_UP):
         stream.push(next(chunks))
-    times = np.zeros(count)
+    times, control = np.zeros(count), np.zeros(count)
     before = resident_mb()
     with stopwatch(stream) as spent:
         start = time.perf_counter()
@@ -89,13 +91,23 @@ def measure(changer: Changer, voice: str | Path | Voice, x: Tensor, rate: int, c
             began = time.perf_counter()
             stream.push(part)
             times[i] = time.perf_counter() - began
+            control[i] = _count()
             progress(size / rate)
     length = count * size / rate
     spent["rest"] = times.sum() - sum(spent.values())
     p50, p95, p99 = (1000.0 * np.percentile(times, (50, 95, 99))).tolist()
+    uneven = float(np.percentile(control, 99) / np.median(control))
     return Measured(1000.0 * size / rate, length, stream.latency, p50, p95, p99, 1000.0 * float(times.max()),
-                    float((times > size / rate).mean()), float(times.sum()) / length,
+                    float((times > size / rate).mean()), uneven, float(times.sum()) / length,
                     {k: float(spent[k]) / length for k in STAGES}, (before, resident_mb() - before))  # fmt: skip
+
+
+def _count() -> float:
+    """Seconds that some 1 ms of counting took."""
+    began, total = time.perf_counter(), 0
+    for i in range(20_000):
+        total += i
+    return time.perf_counter() - began
 
 
 def _endless(x: Tensor, size: int) -> Iterator[Tensor]:

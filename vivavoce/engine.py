@@ -171,6 +171,7 @@ class Engine:
         self.steer = functools.partial(_steer, codec.quantiser, self.scale)  # type: ignore[arg-type]
         self.shares = torch.tensor((settings.fit, settings.guidance, settings.keep), dtype=torch.float64)
         self.crowd = crowd if settings.guidance > 0 and not self.steers else None
+        self.grid, self.even = codec.grid, codec.grid.ratio == 1  # a code frame a unit frame
         self.rate, self.hop = units.config.sample_rate, units.config.hop
         self.out_rate = codec.config.sample_rate
         self.out_hop = self.hop * self.out_rate // self.rate
@@ -324,11 +325,10 @@ class Engine:
 
     def _spread(self, source: Source, first: int) -> Source:
         """Unit frames, the first of which is said as frame `first` -> as many code frames as they cover."""
-        codes, n = self.codec.grid.codes, source.content.shape[1]
-        times = [codes(t + 1) - codes(t) for t in range(first, first + n)]
-        if times == [1] * n:
+        if self.even:
             return source
-        return Source(*(x.repeat_interleave(torch.tensor(times), dim=1) for x in source))
+        edges = self.grid.codes(torch.arange(first, first + source.content.shape[1] + 1))
+        return Source(*(x.repeat_interleave(edges.diff(), dim=1) for x in source))
 
 
 def together(codec: VoiceCodec, units: UnitEncoder | HubertUnits, lm: VoiceLM) -> bool:
