@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vivavoce.core.traced import TOGETHER
+
 State = Any
 
 
@@ -35,8 +37,9 @@ class CausalConv1d(nn.Module):
         if self.depthwise:  # shifted multiply-adds: about 1.5 times conv1d's speed on a CPU
             w, t = self.conv.weight[:, 0].T.to(x.dtype), x.shape[1]
             assert self.conv.bias is not None
-            if t == 1:  # a live frame: few operations count for more than few multiplications
-                return (window * w).sum(1, keepdim=True) + self.conv.bias.to(x.dtype), state
+            if 0 < t <= TOGETHER:  # a live step: few operations count for more than few multiplications
+                windows = window.unfold(1, w.shape[0], 1).transpose(2, 3)
+                return (windows * w).sum(2) + self.conv.bias.to(x.dtype), state
             y = self.conv.bias.to(x.dtype) + window[:, :t] * w[0]
             for k in range(1, w.shape[0]):
                 y = torch.addcmul(y, window[:, k : k + t], w[k])
