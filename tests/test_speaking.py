@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vivavoce import load
-from vivavoce.changer import Changer, fingerprint, model_folder
+from vivavoce.changer import SCAN_SECONDS, Changer, fingerprint, model_folder
 from vivavoce.core import audio
 from vivavoce.core.errors import CheckpointError, CorpusError
+from vivavoce.engine import Settings
 from vivavoce.recipes import speaking as recipe
 from vivavoce.recipes.corpus import Pack
 from vivavoce.units import load_units
@@ -164,6 +165,19 @@ def test_streams_listen_to_it_and_any_chunking_gives_the_same() -> None:
     assert torch.equal(whole, pieces)
     changer.speaking = None
     assert not torch.equal(live([len(x)]), whole)
+
+
+def test_who_speaks_only_after_the_scanned_minute_is_still_learnt() -> None:
+    """A long file that begins without a word: the scan knows nothing of its register, and does not say that it does."""
+    changer = load()
+    x, rate = audio.load(SOUNDS / "laugh.flac")
+    wordless = torch.cat((x, torch.zeros(round(SCAN_SECONDS * rate))))
+    speech = audio.load(SOUNDS / "speech-low.flac")[0]
+    voice = changer.voice("livia")  # a high one
+    for y, known in ((wordless, False), (wordless[: len(x) + rate], True), (torch.cat((speech, wordless)), True)):
+        settings, _ = changer._scan(iter([y]), rate, voice, Settings())
+        assert (settings.source_register is not None) == known
+    assert 12 * abs(math.log2(settings.source_register / voice.register)) > 3
 
 
 def test_one_of_other_units_is_refused(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from vivavoce.voice import Voice
 MIN_SECONDS, MAX_SECONDS = 1.0, 30.0  # of a reference recording; what is beyond is left unread
 PROMPT_FRAMES = 150  # unit frames at most; 3 s, as in training
 SCAN_SECONDS = 60.0  # of a file, for its pitch register
+MUTE = 0.1  # semitones: a register that is no further from the target's own was told by nobody, or need not be told
 
 
 def load(model: str | Path | None = None, precision: str = "int8", threads: int | None = 1) -> Changer:
@@ -278,11 +279,15 @@ class Changer:
     def _scan(
         self, blocks: Iterator[Tensor], rate: int, voice: Voice, settings: Settings
     ) -> tuple[Settings, Way | None]:
-        """Hear a source's first minute: `settings` with its register and a delay, and its voice as against `voice`."""
+        """Hear a source's first minute: `settings` with its register and a delay, and its voice as against `voice`.
+
+        Of who said nothing yet, and may later, the register is left to be learnt on the way.
+        """
         self._check_settings(settings)
-        x = _first(blocks, round(SCAN_SECONDS * rate))
+        x = _first(blocks, most := round(SCAN_SECONDS * rate))
         register = self._register_of(iter([x]), rate, voice.register)
-        settings = replace(settings, source_register=register).unhurried(self.lm)
+        mute = len(x) == most and 12.0 * abs(math.log2(register / voice.register)) < MUTE
+        settings = replace(settings, source_register=None if mute else register).unhurried(self.lm)
         y = resample(x[None, : round(MAX_SECONDS * rate)], rate, self.units.config.sample_rate)[0]
         if not steerable(self.codec, self.lm) or not settings.guidance + settings.keep or not len(y):
             return settings, None
