@@ -29,6 +29,7 @@ from vivavoce.guidance import Way, look, steerable, strangers
 from vivavoce.lm import Source, VoiceLM
 from vivavoce.stream import Stream, limit
 from vivavoce.units import HubertUnits, UnitEncoder, load_units, prosody
+from vivavoce.units.model import Units
 from vivavoce.units.speaking import Speaking
 from vivavoce.voice import Voice
 
@@ -190,7 +191,7 @@ class Changer:
         found = None
         if steerable(self.codec, self.lm):
             source = Source(*(t[None] for t in (content, expression, f0, periodicity, level)))
-            found = fit(self.codec, self.lm, source, codes[None], self._own(x))  # type: ignore[arg-type]
+            found = fit(self.codec, self.lm, source, codes[None], self._own(x)[0])  # type: ignore[arg-type]
         keep = torch.nn.functional.max_pool1d(heard[None].float(), 11, 1, 5)[0] > 0
         content, expression, units, codes = (t[keep] for t in (content, expression, units, codes))
         best = _loudest(level[keep], codes_of(PROMPT_FRAMES))
@@ -284,44 +285,47 @@ class Changer:
         Of who said nothing yet, and may later, the register is left to be learnt on the way.
         """
         self._check_settings(settings)
-        x = _first(blocks, most := round(SCAN_SECONDS * rate))
-        register = self._register_of(iter([x]), rate, voice.register)
+        c, x = self.units.config, _first(blocks, most := round(SCAN_SECONDS * rate))
+        leads = steerable(self.codec, self.lm) and settings.guidance + settings.keep > 0
+        y = resample(x[None], rate, c.sample_rate)[0]
+        content, expression, f0, periodicity = self._heard(y, leads or self.speaking is not None)
+        register = self.register(content, f0, periodicity, voice.register)
         mute = len(x) == most and 12.0 * abs(math.log2(register / voice.register)) < MUTE
         settings = replace(settings, source_register=None if mute else register).unhurried(self.lm)
-        y = resample(x[None, : round(MAX_SECONDS * rate)], rate, self.units.config.sample_rate)[0]
-        if not steerable(self.codec, self.lm) or not settings.guidance + settings.keep or not len(y):
+        if not leads or not len(y):
             return settings, None
         codec: Any = self.codec
-        content, expression, units, _ = self.tokenise(y)
-        f0, periodicity, level = prosody.dequantise(units[None])
+        own, level = self._own(y[: round(MAX_SECONDS * c.sample_rate)])
+        n = own.shape[1]
+        f0, periodicity, level = prosody.rounded(f0[None, :n], periodicity[None, :n], level)
         f0 = f0 * 2.0 ** (math.log2(voice.register / register) + settings.transpose / 12.0)
-        source, prompt = Source(content[None], expression[None], f0, periodicity, level), voice.source()
+        source, prompt = Source(content[None, :n], expression[None, :n], f0, periodicity, level), voice.source()
         said = say_all(codec, self.lm, (prompt, voice.codes[None].long()), source, settings.delay or 0)
-        return settings, look(said[0], self._own(y)[0], periodicity[0], scale_of(codec), voice.strangers)
+        return settings, look(said[0], own[0], periodicity[0], scale_of(codec), voice.strangers)
 
     @torch.inference_mode()
-    def _own(self, x: Tensor) -> Tensor:
-        """What a steerable codec hears of 16 kHz samples [n]: vectors [1, T, d]."""
+    def _own(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What a steerable codec hears of 16 kHz samples [n]: vectors [1, T, d], level in dB [1, T]."""
         codec: Any = self.codec
         frames, _ = codec.framing(torch.nn.functional.pad(x, (0, -len(x) % codec.config.hop))[None])
-        return codec.hear(frames)[0][0]
+        return codec.hear(frames)[0]
 
     @torch.inference_mode()
+    def _heard(self, x: Tensor, units: bool = True) -> Units:
+        """Units of 16 kHz samples [n], [T, ...] each; without `units`, pitch alone is true."""
+        hop, ahead, state = self.units.config.hop, self.units.config.lookahead, None
+        y = torch.nn.functional.pad(x[None], (0, -len(x) % hop + ahead * hop))
+        pieces = []
+        with eager():  # the last piece may be as short as a stream's step
+            for piece in y.split(100 * hop, dim=1):  # the tracker's spectra of a whole minute would fill 200 MB
+                found, state = (self.units if units else self.units.pitch)(piece, state)
+                pieces.append(found if units else (torch.zeros_like(found[0], dtype=torch.int64),) * 2 + found)
+        return Units(*(torch.cat(part, dim=1)[0, ahead:] for part in zip(*pieces)))
+
     def _register_of(self, blocks: Iterator[Tensor], rate: int, home: float = prosody.DEFAULT_REGISTER) -> float:
-        hop, inner, ahead = self.units.config.hop, self.units.config.sample_rate, self.units.config.lookahead
-        y = resample(_first(blocks, round(SCAN_SECONDS * rate))[None], rate, inner)
-        y = torch.nn.functional.pad(y, (0, -y.shape[1] % hop + ahead * hop))
-        pieces, state = [], None
-        for piece in y.split(100 * hop, dim=1):  # the tracker's spectra of a whole minute would fill 200 MB
-            if self.speaking is None:  # the pitch tracker is enough
-                (f0, periodicity), state = self.units.pitch(piece, state)
-                content = torch.zeros_like(f0, dtype=torch.int64)
-            else:
-                with eager():  # the last piece may be as short as a stream's step
-                    (content, _, f0, periodicity), state = self.units(piece, state)
-            pieces.append((content, f0, periodicity))
-        content, f0, periodicity = (torch.cat(x, dim=1)[0, ahead:] for x in zip(*pieces))
-        return self.register(content, f0, periodicity, home)
+        x = resample(_first(blocks, round(SCAN_SECONDS * rate))[None], rate, self.units.config.sample_rate)[0]
+        heard = self._heard(x, self.speaking is not None)
+        return self.register(heard.content, heard.f0, heard.periodicity, home)
 
     def register(self, content: Tensor, f0: Tensor, periodicity: Tensor,
                  home: float = prosody.DEFAULT_REGISTER) -> float:  # fmt: skip
