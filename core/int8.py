@@ -1,7 +1,7 @@
 """Linear layers with int8 weights, for one frame at a time on a CPU.
 
 At batch 1 a layer's time is the time to read its weights; an int8 layer reads a quarter of them. Inputs are
-quantised on the fly with one scale a call, so call it with one frame: what shares a call shares the scale.
+quantised on the fly with one scale a call: the frames of a step share it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
+# Without VNNI, x86 adds pairs of products in 16 bits, where 8-bit inputs overflow: they get 7.
+SEVEN_BITS = not getattr(torch.cpu, "_is_vnni_supported", bool)()
 
 
 class Int8Linear(nn.Module):
-    """A frozen nn.Linear: int8 weights with a scale for each output, inputs quantised to 7 bits."""
+    """A frozen nn.Linear: int8 weights with a scale for each output, inputs of 8 bits (7: `SEVEN_BITS`)."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -32,7 +34,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out], float32."""
-        return torch.ops.quantized.linear_dynamic(x, self._packed, True)
+        return torch.ops.quantized.linear_dynamic(x, self._packed, SEVEN_BITS)
 
 
 def available() -> bool:

@@ -39,6 +39,16 @@ def test_int8_is_near_and_leaves_the_original_alone() -> None:
     assert 0 < error < 1e-3  # 30 dB
 
 
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_int8_does_not_overflow(rows: int) -> None:
+    """The largest sums that there are: all weights at their most, inputs at theirs, for as many bits as they get here."""
+    layer = nn.Linear(512, 48, bias=False)
+    layer.weight.data.fill_(1.0)
+    layer.weight.data[::2] = -1.0
+    x = torch.cat((torch.ones(rows, 511), -torch.ones(rows, 1)), dim=1)
+    assert torch.allclose(int8(nn.Sequential(layer))(x), layer(x), rtol=0.02)
+
+
 def test_precisions(folder: Path) -> None:
     x, settings = tiny.voiced(0.6), Settings(source_register=120.0)
     exact = load(folder, precision="float32").convert(x, "ada", RATE, settings)[0]

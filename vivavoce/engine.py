@@ -224,7 +224,7 @@ class Engine:
         lm, said = self.prompted(), self._due(s.taken)
         if s.queue is not None and said:
             again = min(said, WARM_UP)
-            with eager(self.step > 1):  # not always whole steps
+            with eager(again % self.step > 0):  # not whole steps
                 _, lm = self._speak(s.queue.at(slice(s.queue.frames - again, None)), lm, said - again)
         return s._replace(lm=lm, way=self.way)
 
