@@ -41,7 +41,7 @@ def test_int8_is_near_and_leaves_the_original_alone() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 8])
 def test_int8_does_not_overflow(rows: int) -> None:
-    """The largest sums that there are: all weights at their most, inputs at theirs, for as many bits as they get here."""
+    """The largest sums that there are: all weights at their most, inputs at theirs, of as many bits as here."""
     layer = nn.Linear(512, 48, bias=False)
     layer.weight.data.fill_(1.0)
     layer.weight.data[::2] = -1.0
