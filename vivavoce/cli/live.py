@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
     c.add_argument("--list-devices", action="store_true", help="say which devices there are")
     c.add_argument("--rate", type=positive, metavar="HZ", help="of the devices (default: what both take)")
     c.add_argument("--chunk", type=duration, default=0.02, metavar="20ms",
-                   help="converted at a time (default 20ms; 40ms takes less than half of the work)")  # fmt: skip
+                   help="converted at a time (default 20ms; 40ms takes three fifths of the work)")  # fmt: skip
     c.add_argument("--buffer", type=duration, default=0.04, metavar="40ms",
                    help="waiting before playback begins: how late a chunk may be (default 40ms)")  # fmt: skip
     c.add_argument("--delay", type=int, metavar="FRAMES", help="see vivavoce convert --help")
