@@ -1,4 +1,4 @@
-"""Linear layers with int8 weights, for one frame at a time on a CPU.
+"""Linear layers with int8 weights, for a frame or a few at a time on a CPU.
 
 At batch 1 a layer's time is the time to read its weights; an int8 layer reads a quarter of them. Inputs are
 quantised on the fly with one scale a call: the frames of a step share it.
