@@ -52,6 +52,7 @@ class LMRecipe:
     critics: str | None = None  # folder of critics to ask of conversions within a batch (recipes.critics)
     likeness: float = 0.3  # weight of the target speaker's cross-entropy, by the critics
     words: float = 1.0  # weight of the content units'
+    sounds: int = 0  # rows of a batch that are no speech which are said in other voices, too
     valid_batches: int = 12
     listen_pairs: int = 16
 
@@ -269,7 +270,7 @@ class LMTask:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         c, books = self.config, self.books.to(batch["fine"].device) if self.config.regression else None
-        turns = crossed(batch) if self.critics is not None and self.model.training else None
+        turns = crossed(batch, c.sounds) if self.critics is not None and self.model.training else None
         nll, said, heard = self._said(model, batch, books, turns)
         own = len(batch["mask"])
         nll, mean = nll[:own], said if said is None else said[:own]
