@@ -112,6 +112,11 @@ class Turns(NamedTuple):
         """Some of them."""
         return Turns(*(x[rows] for x in self))
 
+    def conversions(self, own: int) -> slice:
+        """Which rows are speech in another voice than the `own` first; all, where none is."""
+        n = int(self.moved.sum())
+        return slice(own, own + n) if n else slice(0, own)
+
 
 def crossed(batch: dict[str, Tensor], sounds: int = 0) -> Turns:
     """Every row in its own voice and, where it is speech, in that of the next row that is speech of another speaker.

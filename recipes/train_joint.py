@@ -109,7 +109,7 @@ class JointTrainer(nn.Module):
         teaches the ears alone; `leak`, of the prompt's speaker in conversions, which teaches all but the ears."""
         mask, n = mask[turns.source], len(mask)
         learnt = ears.name(said.detach(), mask, who[turns.source])
-        crossing = slice(n if len(said) > n else 0, None)
+        crossing = turns.conversions(n)
         ears.requires_grad_(False)
         pleased = ears.name(said[crossing], mask[crossing], who[turns.prompt][crossing])
         ears.hearing().requires_grad_(True)
@@ -200,7 +200,7 @@ class JointTask(LMTask):
         are any, as sound is dear. And `kinds`, of conversions that are no speech."""
         assert self.reader is not None
         count, rows = len(b["mask"]), torch.arange(len(said), device=said.device)
-        others = rows[(rows >= count) & ~b["speech"][turns.source]]  # they come last
+        others = rows[count + int(turns.moved.sum()) :]
         half, speech = -(-count // 2), rows[: len(said) - len(others)]
         heard = {"reread": self.reader(*self._sound(said, b, turns, speech[-half:]))}
         if len(others) and self.config.kinds:

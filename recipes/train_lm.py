@@ -302,11 +302,12 @@ class LMTask:
         return ((codec.envelope(mean, *sounds) - there).abs().mean(-1) * b["mask"]).sum() / b["mask"].sum()
 
     def _judged(self, said: Tensor, batch: dict[str, Tensor], turns: Turns) -> dict[str, Tensor]:
-        """What the critics hear: content in all vectors, the prompt's speaker in those of conversions."""
+        """What the critics hear: content in all vectors, the prompt's speaker in those of conversions of speech. (Whose
+        bursts they know is told by the bursts, and to be like another's speech would be to be none.)"""
         assert self.critics is not None
-        critics, n = self.critics.to(said.device).train(), len(batch["mask"])
+        critics = self.critics.to(said.device).train()
         mask, content, who = batch["mask"][turns.source], batch["said"][turns.source], batch["who"][turns.prompt]
-        crossing = slice(n if len(said) > n else 0, None)  # a batch without conversions: each in its own voice
+        crossing = turns.conversions(len(batch["mask"]))
         return {**critics.name(said[crossing], mask[crossing], who[crossing]), **critics.read(said, mask, content)}
 
     def _said(self, model: nn.Module, b: dict[str, Tensor], books: Tensor | None,

@@ -192,10 +192,12 @@ def test_sounds_that_are_no_speech_cross_at_their_own_pitch() -> None:
     assert turns.source.tolist() == [0, 1, 2, 3, 4, 0, 2, 1, 3]
     assert turns.prompt.tolist() == [0, 1, 2, 3, 4, 2, 0, 0, 2]
     assert turns.moved.tolist() == [False] * 5 + [True, True, False, False]
+    assert turns.conversions(5) == slice(5, 7)
     assert [x.tolist() for x in turns.at(slice(6, 8))] == [[2, 1], [0, 0], [True, False]]
     assert len(crossed(b).source) == 7 and len(crossed(b, sounds=9).source) == 10
     silent = {**b, "speech": torch.zeros(5, dtype=torch.bool)}
     assert len(crossed(silent, sounds=2).source) == 5  # no voices to say them in
+    assert crossed(silent, sounds=2).conversions(5) == slice(0, 5)
 
 
 def followed(task: JointTask, steps: int, *names: str) -> np.ndarray:
