@@ -106,42 +106,25 @@ class Turns(NamedTuple):
 
     source: Tensor  # int64 [N]
     prompt: Tensor
-    moved: Tensor  # bool [N], whether F0 goes to the prompt's register
-
-    def at(self, rows: Tensor | slice) -> Turns:
-        """Some of them."""
-        return Turns(*(x[rows] for x in self))
-
-    def conversions(self, own: int) -> slice:
-        """Which rows are speech in another voice than the `own` first; all, where none is."""
-        n = int(self.moved.sum())
-        return slice(own, own + n) if n else slice(0, own)
 
 
-def crossed(batch: dict[str, Tensor], sounds: int = 0) -> Turns:
-    """Every row in its own voice and, where it is speech, in that of the next row that is speech of another speaker.
-
-    Then up to `sounds` rows that are no speech, in voices that speak. Their pitch stays where it is, as in use, where
-    nobody has spoken.
-    """
+def crossed(batch: dict[str, Tensor]) -> Turns:
+    """Every row in its own voice and, where it is speech, in that of the next row that is speech of another speaker."""
     who, own = batch["who"], torch.arange(len(batch["who"]), device=batch["who"].device)
     speech = own[batch["speech"]]
     a, b = speech, speech.roll(-1)
     apart = who[a] != who[b]
-    others = own[~batch["speech"]][: sounds if len(speech) else 0]
-    voices = speech[own[: len(others)] % max(1, len(speech))]
-    moved = [torch.full_like(x, m, dtype=torch.bool) for x, m in ((own, False), (a[apart], True), (others, False))]
-    return Turns(torch.cat((own, a[apart], others)), torch.cat((own, b[apart], voices)), torch.cat(moved))
+    return Turns(torch.cat((own, a[apart])), torch.cat((own, b[apart])))
 
 
 def turned(prompt: Source, source: Source, turns: Turns) -> tuple[Source, Source]:
-    """Prompts and sources [B, ...] -> those of `turns` [N, ...], F0 moved to the register of the prompt where it is to
-    be."""
+    """Prompts and sources [B, ...] -> those of `turns` [N, ...], F0 moved to the register of a prompt that is not the
+    source's own."""
     def register(s: Source) -> Tensor:
         voiced = (s.periodicity > 0.5).float()
         return (torch.log2(s.f0.clamp_min(30.0)) * voiced).sum(1) / voiced.sum(1).clamp_min(1.0)
 
     higher = (register(prompt)[turns.prompt] - register(source)[turns.source]).clamp(-2.0, 2.0)
-    higher = higher * turns.moved
+    higher = higher * (turns.source != turns.prompt)
     prompt, source = Source(*(x[turns.prompt] for x in prompt)), Source(*(x[turns.source] for x in source))
     return prompt, source._replace(f0=source.f0 * torch.exp2(higher)[:, None])

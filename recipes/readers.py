@@ -24,8 +24,6 @@ from vivavoce.units import UnitEncoder
 
 LEARN_CLIPS = 400  # of the pack, from which the directions are learnt that matter
 DIRECTIONS = 40
-LEARN_SOUNDS = 100  # clips of each kind of sound, from which the directions are learnt that tell kinds apart
-LONGEST = 150  # frames of each (3 s)
 
 
 def load_reader(folder: str, levels: list[int], pack: Pack) -> nn.Module:
@@ -83,7 +81,6 @@ class WhisperReader(nn.Module):
     def __init__(self, whisper: Whisper, pack: Pack) -> None:
         super().__init__()
         self.whisper = whisper
-        self.apart: list[tuple[Tensor, Tensor]] = []  # see `learn_kinds`
         directions, spread = self._learn(pack)
         self.register_buffer("directions", directions, persistent=False)
         self.register_buffer("spread", spread, persistent=False)
@@ -103,53 +100,6 @@ class WhisperReader(nn.Module):
         words = (norm(here[-1]) - norm(there[-1])).float() @ self.directions
         layers = [((x - y).square().mean(0) / y.var(0).clamp_min(1e-4)).mean() for x, y in zip(here[:-1], there[:-1])]
         return words.square().sum(-1).mean() / self.spread, torch.stack(layers).mean()
-
-    def kinds(self, sound: Tensor, recording: Tensor, known: Tensor) -> Tensor:
-        """Sound and recording [N, T * hop], which frames count [N, T] -> squared distance of the middle layers along
-        the directions that tell laughs, cries, sighs, speech, ... apart (`learn_kinds`), as a share of their
-        variance."""
-        with torch.no_grad():
-            there = self._middle(recording)
-        missed = [(((x - y)[known] @ along).square().sum(-1).mean() / variance)
-                  for x, y, (along, variance) in zip(self._middle(sound), there, self.apart)]  # fmt: skip
-        return torch.stack(missed).mean()
-
-    def _middle(self, wave: Tensor) -> list[Tensor]:
-        """Waveform [N, T * hop] -> the layers that know most of sounds that are no words (Gong et al. 2023), a fifth of
-        a second's mean around each frame, [N, T, dim] each."""
-        depth = len(self.whisper.encoder.layers)
-        layers = self.whisper.layers(wave, depth // 2 + 1)[max(depth // 2 - 1, 0) :]
-        return [F.avg_pool1d(x.float().mT, 9, 1, 4, count_include_pad=False).mT for x in layers]
-
-    @torch.no_grad()
-    def learn_kinds(self, pack: Pack) -> None:
-        """Directions [dim, n] of each middle layer that tell the vocalisations of the train split apart (linear
-        discriminant analysis, as for words), and its variance along them. Kinds of a few clips are left out.
-
-        Raises:
-            ConfigError: there are fewer than two.
-        """
-        kinds: dict[str, list[dict]] = {}
-        for clip in pack.split("train"):
-            kinds.setdefault(clip.get("vocalisation") or "none", []).append(clip)
-        known = [clips for clips in kinds.values() if len(clips) >= LEARN_SOUNDS // 4]
-        if len(known) < 2:
-            raise ConfigError(f"kinds: {pack.folder} has fewer than two vocalisations with {LEARN_SOUNDS // 4} clips "
-                              "to train on")  # fmt: skip
-        heard: list[list[Tensor]] = []
-        labels: list[int] = []
-        rng = np.random.default_rng(0)
-        for label, clips in enumerate(known):
-            for i in rng.permutation(len(clips))[:LEARN_SOUNDS]:
-                n = min(clips[i]["frames"], LONGEST)
-                heard.append([x[0] for x in self._middle(torch.from_numpy(pack.waveform(clips[i]["offset"], n))[None])])
-                labels += [label] * n
-        self.apart = []
-        for layer in zip(*heard):
-            x = torch.cat(layer)
-            found = discriminant(str(pack.folder), DIRECTIONS, x.numpy(), np.array(labels)).scalings_
-            along = torch.from_numpy(found[:, : len(known) - 1]).float()
-            self.apart.append((along, (x @ along).var(0).sum()))
 
     @torch.no_grad()
     def _learn(self, pack: Pack) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from vivavoce.codec.losses import MultiResolutionSTFT
 from vivavoce.core.errors import ConfigError
 from vivavoce.lm import VoiceLM
 from vivavoce.recipes.corpus import HOP
-from vivavoce.recipes.critics import crossed, turned
+from vivavoce.recipes.critics import Turns, crossed, turned
 from vivavoce.recipes.readers import WhisperReader, load_reader
 from vivavoce.recipes.tokens import Tokens
 from vivavoce.recipes.train_joint import JointRecipe, JointTask
@@ -102,7 +102,7 @@ class DecoderTask:
         task.model.to(device)
         turns, n, half = crossed(b), len(b["mask"]), -(-len(b["mask"]) // 2)
         own = torch.arange(n, device=device)
-        turns = turns.at(torch.cat((own[:half], torch.arange(n, len(turns.source), device=device)[:half])))
+        turns = Turns(*(torch.cat((own[:half], x[n:][:half])) for x in turns))
         books = task.books.to(device)
         fine = summed(books, b["fine"])
         said = task._said(task.model, b, books, turns)[1].float()

@@ -23,7 +23,7 @@ from vivavoce.lm import Source, VoiceLM
 from vivavoce.recipes.corpus import HOP
 from vivavoce.recipes.critics import Critics, Turns, turned
 from vivavoce.recipes.perturb import perturb, spec_mask
-from vivavoce.recipes.readers import WhisperReader, load_reader
+from vivavoce.recipes.readers import load_reader
 from vivavoce.recipes.sources import PackSource
 from vivavoce.recipes.tokens import Tokens
 from vivavoce.recipes.train_lm import LMRecipe, LMTask, Sequences, as_source
@@ -45,7 +45,6 @@ class JointRecipe(LMRecipe):
     leak: float = 0.0  # weight of what a critic that learns beside hears of the source's speaker in conversions
     reader: str | None = None  # folder of what reads what is said once it is sound (recipes.readers)
     reread: float = 3.0  # weight of its squared error, as a share of the variance
-    kinds: float = 0.0  # weight of what it misses, a Whisper, of the kind of sound in conversions that are no speech
 
 
 class JointTrainer(nn.Module):
@@ -109,7 +108,7 @@ class JointTrainer(nn.Module):
         teaches the ears alone; `leak`, of the prompt's speaker in conversions, which teaches all but the ears."""
         mask, n = mask[turns.source], len(mask)
         learnt = ears.name(said.detach(), mask, who[turns.source])
-        crossing = turns.conversions(n)
+        crossing = slice(n if len(said) > n else 0, None)
         ears.requires_grad_(False)
         pleased = ears.name(said[crossing], mask[crossing], who[turns.prompt][crossing])
         ears.hearing().requires_grad_(True)
@@ -140,8 +139,6 @@ class JointTask(LMTask):
         self.reader: nn.Module | None = None
         super().__init__(config)
         assert isinstance(self.model, VoiceLM)
-        if config.kinds and not config.reader:
-            raise ConfigError("kinds: needs reader=, which hears them")
         self.reader = self._reader(config.reader) if config.reader else None
         ears = None
         if config.critics and config.leak:  # the ears begin as one of the critics
@@ -155,12 +152,7 @@ class JointTask(LMTask):
         if self.critics is None or not isinstance(self.codec, Codec):
             raise ConfigError("reader: needs critics= and, in codec=, a codec of ours, through which it hears")
         self.codec.requires_grad_(False)
-        reader = load_reader(folder, Tokens(self.config.tokens).head["content_levels"], self.waves.pack)
-        if self.config.kinds:
-            if not isinstance(reader, WhisperReader) or not self.config.sounds:
-                raise ConfigError("kinds: needs sounds= and, in reader=, a Whisper, which knows kinds of sounds")
-            reader.learn_kinds(self.waves.pack)
-        return reader
+        return load_reader(folder, Tokens(self.config.tokens).head["content_levels"], self.waves.pack)
 
     def _more(self, sequences: Sequences, units: np.ndarray, prompt: np.ndarray,
               codes: np.ndarray) -> dict[str, np.ndarray]:  # fmt: skip
@@ -183,9 +175,8 @@ class JointTask(LMTask):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         loss, numbers = super().loss(model, batch)
-        for name in ("reread", "kinds"):
-            if name in numbers:
-                loss = loss + getattr(self.config, name) * numbers[name]
+        if "reread" in numbers:
+            loss = loss + self.config.reread * numbers["reread"]
         if "leak" in numbers:  # the ears' own loss moves nothing but them
             loss = loss + self.config.leak * numbers["leak"] + numbers["ears"]
         return loss, numbers
@@ -196,34 +187,20 @@ class JointTask(LMTask):
 
     def _reread(self, said: Tensor, b: dict[str, Tensor], turns: Turns) -> dict[str, Tensor]:
         """Vectors [N, T, d], own voices first -> `reread`, how far what the reader makes of their sound is from what it
-        makes of the recordings; of half as many rows as the batch has, the last ones, conversions of speech if there
-        are any, as sound is dear. And `kinds`, of conversions that are no speech."""
-        assert self.reader is not None
-        count, rows = len(b["mask"]), torch.arange(len(said), device=said.device)
-        others = rows[count + int(turns.moved.sum()) :]
-        half, speech = -(-count // 2), rows[: len(said) - len(others)]
-        heard = {"reread": self.reader(*self._sound(said, b, turns, speech[-half:]))}
-        if len(others) and self.config.kinds:
-            sound, recording, _, known = self._sound(said, b, turns, others)
-            heard["kinds"] = self.reader.kinds(sound, recording, known)  # type: ignore[operator]
-        return heard
-
-    def _sound(
-        self, said: Tensor, b: dict[str, Tensor], turns: Turns, rows: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of rows [n] of what is said: their sound and the recordings of their sources [n, T * hop], the units of these
-        and which frames count [n, T]."""
-        codec, turns = self.codec, turns.at(rows)
-        assert isinstance(codec, Codec)
-        codec = codec.to(said.device).eval()
+        makes of the recordings. Of half as many rows as the batch has, the last ones, conversions if there are any:
+        sound is dear."""
+        reader, codec = self.reader, self.codec
+        assert reader is not None and isinstance(codec, Codec)
+        reader, codec, some = reader.to(said.device), codec.to(said.device).eval(), -(-len(b["mask"]) // 2)
         prompt = as_source({k[7:]: v for k, v in b.items() if k.startswith("prompt_")})
         source = turned(prompt, as_source({**b, "prosody": b["melody"]}), turns)[1]
-        sound = codec.decode(said[rows], *source[2:])[0][:, codec.late * HOP :]
+        f0, periodicity, level = (x[-some:] for x in source[2:])
+        sound = codec.decode(said[-some:], f0, periodicity, level)[0][:, codec.late * HOP :]
         sound = torch.nn.functional.pad(sound, (0, codec.late * HOP))
-        recording, units, mask = (b[k][turns.source] for k in ("recording", "said", "mask"))
+        recording, units, mask = (b[k][turns.source][-some:] for k in ("recording", "said", "mask"))
         known = mask > 0
         known[:, -codec.late :] = False  # their sound is not whole
-        return sound, recording[:, : sound.shape[1]], units, known
+        return {"reread": reader(sound, recording[:, : sound.shape[1]], units, known)}
 
     def _said(self, model: nn.Module, b: dict[str, Tensor], books: Tensor | None,
               turns: Turns | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip

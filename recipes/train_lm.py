@@ -52,7 +52,6 @@ class LMRecipe:
     critics: str | None = None  # folder of critics to ask of conversions within a batch (recipes.critics)
     likeness: float = 0.3  # weight of the target speaker's cross-entropy, by the critics
     words: float = 1.0  # weight of the content units'
-    sounds: int = 0  # rows of a batch that are no speech which are said in other voices, too
     valid_batches: int = 12
     listen_pairs: int = 16
 
@@ -270,7 +269,7 @@ class LMTask:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         c, books = self.config, self.books.to(batch["fine"].device) if self.config.regression else None
-        turns = crossed(batch, c.sounds) if self.critics is not None and self.model.training else None
+        turns = crossed(batch) if self.critics is not None and self.model.training else None
         nll, said, heard = self._said(model, batch, books, turns)
         own = len(batch["mask"])
         nll, mean = nll[:own], said if said is None else said[:own]
@@ -302,12 +301,11 @@ class LMTask:
         return ((codec.envelope(mean, *sounds) - there).abs().mean(-1) * b["mask"]).sum() / b["mask"].sum()
 
     def _judged(self, said: Tensor, batch: dict[str, Tensor], turns: Turns) -> dict[str, Tensor]:
-        """What the critics hear: content in all vectors, the prompt's speaker in those of conversions of speech. (Whose
-        bursts they know is told by the bursts, and to be like another's speech would be to be none.)"""
+        """What the critics hear: content in all vectors, the prompt's speaker in those of conversions."""
         assert self.critics is not None
-        critics = self.critics.to(said.device).train()
+        critics, n = self.critics.to(said.device).train(), len(batch["mask"])
         mask, content, who = batch["mask"][turns.source], batch["said"][turns.source], batch["who"][turns.prompt]
-        crossing = turns.conversions(len(batch["mask"]))
+        crossing = slice(n if len(said) > n else 0, None)  # a batch without conversions: each in its own voice
         return {**critics.name(said[crossing], mask[crossing], who[crossing]), **critics.read(said, mask, content)}
 
     def _said(self, model: nn.Module, b: dict[str, Tensor], books: Tensor | None,

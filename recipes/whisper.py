@@ -74,12 +74,12 @@ class Whisper(nn.Module):
         """Waveform [B, T * 320] at 16 kHz -> [B, T, dim]. It need not be padded to 30 s."""
         return self.encoder.layer_norm(self.layers(wave)[-1]).float()
 
-    def layers(self, wave: Tensor, most: int | None = None) -> list[Tensor]:
-        """Waveform [B, T * 320] at 16 kHz -> what each layer (of the first `most`) makes of it, [B, T, dim] a layer."""
+    def layers(self, wave: Tensor) -> list[Tensor]:
+        """Waveform [B, T * 320] at 16 kHz -> what each layer makes of it, [B, T, dim] a layer."""
         e, found = self.encoder, []
         h = F.gelu(e.conv2(F.gelu(e.conv1(self.spectra(wave))))).transpose(1, 2)
         h = h + e.embed_positions.weight[: h.shape[1]]
-        for layer in e.layers[:most]:
+        for layer in e.layers:
             out: Any = layer(h, None)
             found.append(h := out[0] if isinstance(out, tuple) else out)
         return found
