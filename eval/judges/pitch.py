@@ -62,13 +62,13 @@ class WorldPitchJudge(PitchColumns):
 
     def __init__(self) -> None:
         with stand_in("pkg_resources", get_distribution=importlib.metadata.distribution):  # for its version
-            self._world = self.require("pyworld")
+            self.world = self.require("pyworld")
 
     @property
     def name(self) -> str:
         return "pitch:world"
 
     def track(self, wave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        hz, times = self._world.harvest(wave.astype(np.float64), RATE, 50.0, 1100.0, 1000 * WORLD_HOP)
+        hz, times = self.world.harvest(wave.astype(np.float64), RATE, 50.0, 1100.0, 1000 * WORLD_HOP)
         keep = times <= len(wave) / RATE
         return times[keep], np.maximum(hz[keep], 1.0), hz[keep] > 0
