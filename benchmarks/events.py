@@ -1,10 +1,10 @@
-"""What is left of laughs, cries, sighs and screams, on every such clip of a split; and how far the judge can be asked.
+"""What is left of laughs, cries, sighs and screams, of all that a split has; and how far the judge can be asked.
 
     python benchmarks/events.py CORPUS [--split valid] [--model DIR] [--tagger STEM] [--json OUT]
         [--rungs late,noise,tilt,world,codec,files,live]
 
 The report has sixteen clips of a kind; a split of our corpus has three times as many, in two minutes. Each is converted
-into one of the embedded voices. Beside the conversions stands what should change nothing or little, which says where
+into one of the embedded voices. Beside the conversions stands what should cost nothing or little, which says where
 the judge's own doubt begins: the clip 5 ms later; with white noise 25 dB below; tilted by 4 dB at 1 kHz; analysed and
 said again by WORLD (Morise et al. 2016), a vocoder without codes; through the codec alone. Of each kind:
 
@@ -100,6 +100,9 @@ def main() -> None:
     kind_of = {v: k for k, named in KINDS.items() for v in named}
     clips = [c for c in scan(a.corpus) if c.get("split") == a.split and c.get("vocalisation") in kind_of]
     rows: dict[str, list[dict[str, Any]]] = {}
+    if not clips or not voices:
+        p.error(f"{a.corpus}: no laughs, cries, sighs or screams in its split {a.split!r}" if voices else
+                f"{a.model}: a model without voices")  # fmt: skip
     for clip in tqdm(clips, unit="clip"):
         x = read_clip(a.corpus, clip)
         if len(x) < 0.25 * RATE:
