@@ -104,8 +104,10 @@ def test_a_laugh_leaves_the_register_of_a_stream_where_speech_put_it() -> None:
 
 def test_a_cry_that_seemed_speech_at_first_is_put_right_at_once_or_in_a_pause() -> None:
     """Its melody is bent by nothing but the first frames; and what is voiced and no speech moves nothing later."""
-    early = Register(home=110.0)(*kinds((450.0, 1, True), (450.0, 60, False)))[0].exp2()[0]
-    assert early[0] > 200.0 and early[8] < 130.0 and torch.equal(early[8:], early[8:9].expand(53))
+    for seemed in (1, Register.FREE):
+        early = Register(home=110.0)(*kinds((450.0, seemed, True), (450.0, 60, False)))[0].exp2()[0]
+        assert early[:seemed].min() > 200.0
+        assert_same(early[seemed:], torch.full((60,), 110.0), 1e-3)
     late = kinds((450.0, 30, True), (450.0, 1000, False), (450.0, 80, False), (450.0, 10, False))
     late[1][:, 1030:1110] = 0.0  # a breath
     register = Register(home=110.0)(*late)[0].exp2()[0]
@@ -165,6 +167,26 @@ def test_streams_listen_to_it_and_any_chunking_gives_the_same() -> None:
     assert torch.equal(whole, pieces)
     changer.speaking = None
     assert not torch.equal(live([len(x)]), whole)
+
+
+def test_a_fit_is_for_speech_alone() -> None:
+    """It was fitted to somebody speaking; what is no speech is said as if there were none."""
+    changer = load()
+    x, rate = audio.load(SOUNDS / "laugh.flac")
+
+    def said(fit: float) -> torch.Tensor:
+        return changer.convert(x, "bruno", rate, Settings(fit=fit))[0]
+
+    assert changer.speaking is not None
+    with torch.no_grad():
+        changer.speaking.table.zero_()
+        changer.speaking.bias.fill_(-100.0)  # nothing is speech
+        assert torch.equal(said(1.0), said(0.0))
+        changer.speaking.bias.fill_(100.0)  # all is
+    speech = said(1.0)
+    assert not torch.equal(speech, said(0.0))
+    changer.speaking = None
+    assert torch.equal(said(1.0), speech)
 
 
 def test_who_speaks_only_after_the_scanned_minute_is_still_learnt() -> None:

@@ -95,10 +95,11 @@ class Register(nn.Module):
 
     Two things are kept apart. What is *believed*: see `Pitches.register`; of each kind of sound the mean so far is
     forgotten with a time constant of `memory_frames`. And what is *used*, which every F0 is measured against, so that
-    its motion is heard: it takes up the belief at once for the first `FREE` voiced frames, and those of speech; then it
-    follows it at `SPEAKING` semitones a second (faster where it is far off) while somebody speaks, not at all while
-    another sound is voiced, and at `RESTING` in a pause, where nothing is bent. The constants were chosen on pitch
-    tracks, see docs/live.md.
+    its motion is heard: it takes up the belief at once for the first `FREE` voiced frames of speech; then it follows it
+    at `SPEAKING` semitones a second (faster where it is far off) while somebody speaks, and at `RESTING` in a pause,
+    where nothing is bent. Another sound that is voiced does not move it, but where there was no more speech than those
+    few frames they are taken for part of that sound, and it is the voice's again: so few may be a cry's beginning. The
+    constants were chosen on pitch tracks, see docs/live.md.
 
     Args:
         start: register in Hz that is known beforehand (from a scan of the file, or an earlier session); it counts as
@@ -106,7 +107,7 @@ class Register(nn.Module):
         home: register in Hz of the voice that it is to be, used until somebody speaks.
     """
 
-    FREE = 8  # voiced frames
+    FREE = 8  # voiced frames of speech
     SPEAKING, RESTING = 0.3, 15.0  # semitones a second
     FAR, HURRY = 2.0, 0.3  # beyond FAR semitones, HURRY semitones a second more for each
     PAUSE = 10  # unvoiced frames in a row
@@ -143,13 +144,13 @@ class Register(nn.Module):
             heard = heard.plus(x, speaking, self.memory)
         gap = 0 if voiced else min(gap + 1, self.PAUSE)
         if self.known:
-            free, way = False, min(max(heard.speech / heard.spoken, self.bounds[0]), self.bounds[1]) - used
+            way = min(max(heard.speech / heard.spoken, self.bounds[0]), self.bounds[1]) - used
         else:
-            free = heard.spoken + (0.0 if speaking else heard.other) <= self.FREE
             way = heard.used(self.home) - used
-        if voiced and not (free or speaking):
-            return heard, used, gap
-        if not (voiced and free):
+        little = heard.spoken <= self.FREE
+        if voiced and not speaking:
+            return heard, self.home if little else used, gap
+        if not (voiced and little):
             quick = self.SPEAKING + self.HURRY * max(12.0 * abs(way) - self.FAR, 0.0)
             most = self.step * (self.RESTING if gap >= self.PAUSE else quick)
             way = min(max(way, -most), most)

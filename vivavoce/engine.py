@@ -49,8 +49,8 @@ class Settings:
         guidance: how hard to lead away from the source's own voice (vivavoce.guidance), 0 to 5: more likeness, fewer
             clear phonemes. Autoregressive models and EnCodec are led away from an average voice instead, if they came
             with a crowd prompt; ignored by others.
-        fit: share of what was fitted to the voice's reference (vivavoce.fit) that is used, 0 to 1; voices without a fit
-            are spoken as the language model has them.
+        fit: share of what was fitted to the voice's reference (vivavoce.fit) that is used, 0 to 1, where the source
+            speaks; other sounds, and voices without a fit, are as the language model has them.
         keep: share of the source's own sound that its voice does not explain which is kept, 0 to 1: clearer words, more
             of laughs and breath, less likeness. Ignored by autoregressive models and EnCodec.
         delay: extra look-ahead of the language model in frames of 20 ms; None for none, or for 1 where a file is heard
@@ -98,11 +98,12 @@ class Settings:
 
 
 class Heard(NamedTuple):
-    """T frames of the source: units, F0 still in its own register, that register (log2 Hz, [B, T]), and what the codec
-    hears of them, [B, T, d], where guidance asks."""
+    """T frames of the source: units, F0 still in its own register, that register (log2 Hz, [B, T]), how likely they are
+    speech (0 to 1, [B, T]), and what the codec hears of them, [B, T, d], where guidance asks."""
 
     source: Source
     own: Tensor
+    speech: Tensor
     vector: Tensor | None
 
     @property
@@ -113,12 +114,13 @@ class Heard(NamedTuple):
     def at(self, frames: slice) -> Heard:
         """Some of the frames."""
         vector = None if self.vector is None else self.vector[:, frames]
-        return Heard(Source(*(x[:, frames] for x in self.source)), self.own[:, frames], vector)
+        return Heard(Source(*(x[:, frames] for x in self.source)), self.own[:, frames], self.speech[:, frames], vector)
 
     def and_then(self, more: Heard) -> Heard:
         """These frames and those that follow them."""
         source = Source(*(torch.cat(pair, dim=1) for pair in zip(self.source, more.source)))
-        return Heard(source, torch.cat((self.own, more.own), dim=1), _and_then(self.vector, more.vector))
+        own, speech = torch.cat((self.own, more.own), dim=1), torch.cat((self.speech, more.speech), dim=1)
+        return Heard(source, own, speech, _and_then(self.vector, more.vector))
 
 
 class EarState(NamedTuple):
@@ -278,12 +280,12 @@ class Engine:
         with eager(n != self.step):
             key, due = ("rounded", *f0.shape), (f0, periodicity, level[:, :n])
             f0, periodicity, level = traced(self.codec.framing, prosody.rounded, key, *due)
-        odds, speaking = torch.ones_like(periodicity), None
+        odds, speaking = torch.full_like(periodicity, math.inf), None
         if self.speaking is not None:
             odds, speaking = self.speaking(content, periodicity, s.speaking)
         own, register = self.register(f0, periodicity, odds > 0, s.register)
         source, vector = Source(content, expression, f0, periodicity, level), None if vector is None else vector[:, :n]
-        return Heard(source, own, vector), s._replace(speaking=speaking, register=register)
+        return Heard(source, own, odds.sigmoid(), vector), s._replace(speaking=speaking, register=register)
 
     def _answer(self, x: Tensor, heard: Heard | None, s: EngineState) -> tuple[Tensor, EngineState]:
         """What is to be said once a step [B, T * hop] was taken, and something heard: zeros while nothing is due."""
@@ -300,19 +302,18 @@ class Engine:
             last = s.queue.frames - self.delay
             frames = s.queue.at(slice(last - n, last))
             due, way = self._spread(self._moved(frames), before), s.way
-            said, way = self._steered(codes, frames.vector, due.periodicity, way) if self.steers else (codes, None)
+            said, way = self._steered(codes, frames, due.periodicity, way) if self.steers else (codes, None)
             y, codec = self.codec.decode(said, due.f0, due.periodicity, due.level, s.codec, self.settings.seed)
         y = torch.nn.functional.pad(y, ((taken - n) * self.out_hop, 0))
         return y, s._replace(lm=lm, way=way, codec=codec)
 
-    def _steered(
-        self, weights: Tensor, own: Tensor | None, periodicity: Tensor, way: Way | None
-    ) -> tuple[Tensor, Way | None]:
+    def _steered(self, weights: Tensor, frames: Heard, periodicity: Tensor,
+                 way: Way | None) -> tuple[Tensor, Way | None]:  # fmt: skip
         """Weights of codes of T frames -> vectors of the codec: mixed, mended, and led away from the source's own."""
         found = (self.voice.fit,) if self.voice.fit is not None and self.settings.fit else ()
-        heard = () if own is None or way is None else (own, periodicity, way)
+        heard = () if frames.vector is None or way is None else (frames.vector, periodicity, way)
         key = "steered", weights.shape, len(found), len(heard)
-        said, way = traced(self.codec.quantiser, self.steer, key, weights, found, heard, self.shares)
+        said, way = traced(self.codec.quantiser, self.steer, key, weights, frames.speech, found, heard, self.shares)
         return said, Way(*way) if way else None
 
     def _speak(self, frames: Heard, lm: LMState, first: int) -> tuple[Tensor, LMState]:
@@ -336,12 +337,12 @@ def together(codec: VoiceCodec, units: UnitEncoder | HubertUnits, lm: VoiceLM) -
     return isinstance(codec, Codec) and isinstance(units, UnitEncoder) and not lm.config.autoregressive
 
 
-def _steer(books: ResidualVQ, scale: Scale | None, weights: Tensor, found: tuple, heard: tuple,
+def _steer(books: ResidualVQ, scale: Scale | None, weights: Tensor, speech: Tensor, found: tuple, heard: tuple,
            shares: Tensor) -> tuple[Tensor, tuple]:  # fmt: skip
     """See `Engine._steered`; of tensors and tuples, for a graph."""
     said = books.decode(weights)
     fit, guidance, keep = shares.unbind()
-    mended = mend(said, found[0] if found else None, fit.to(said.dtype))
+    mended = mend(said, found[0] if found else None, (fit * speech[..., None]).to(said.dtype))
     if not heard or scale is None:
         return mended, ()
     (own, periodicity, way), led = heard, []
