@@ -17,7 +17,9 @@ from vivavoce import load
 from vivavoce.changer import SCAN_SECONDS, Changer, fingerprint, model_folder
 from vivavoce.core import audio
 from vivavoce.core.errors import CheckpointError, CorpusError
-from vivavoce.engine import Settings
+from vivavoce.engine import Settings, _steer
+from vivavoce.fit import scale_of
+from vivavoce.guidance import WORDLESS, begin
 from vivavoce.recipes import speaking as recipe
 from vivavoce.recipes.corpus import Pack
 from vivavoce.units import load_units
@@ -169,24 +171,30 @@ def test_streams_listen_to_it_and_any_chunking_gives_the_same() -> None:
     assert not torch.equal(live([len(x)]), whole)
 
 
-def test_a_fit_is_for_speech_alone() -> None:
-    """It was fitted to somebody speaking; what is no speech is said as if there were none."""
+def test_what_is_no_speech_has_no_fit_and_half_of_the_guidance() -> None:
+    """A voice is fitted to somebody speaking, and the way from a source learnt from such (experiments, no. 85)."""
     changer = load()
+    voice, scale, books = changer.voice("bruno"), scale_of(changer.codec), changer.codec.quantiser
+    torch.manual_seed(0)
+    weights, own = torch.rand(1, 6, 4, 1024).softmax(-1), torch.randn(1, 6, len(scale.centre))
+    way = begin(len(scale.centre), voice.strangers)
+
+    def said(speech: float, fit: float, guidance: float) -> torch.Tensor:
+        heard, shares = (own, torch.ones(1, 6), way), torch.tensor((fit, guidance, 0.5), dtype=torch.float64)
+        return _steer(books, scale, weights, torch.full((1, 6), speech), (voice.fit,), heard, shares)[0]
+
+    assert_same(said(0.0, 1.0, 0.6), said(1.0, 0.0, 0.6 * WORDLESS), 1e-6)
+    assert (said(0.0, 1.0, 0.6) - said(1.0, 1.0, 0.6)).abs().max() > 0.01
     x, rate = audio.load(SOUNDS / "laugh.flac")
-
-    def said(fit: float) -> torch.Tensor:
-        return changer.convert(x, "bruno", rate, Settings(fit=fit))[0]
-
-    assert changer.speaking is not None
-    with torch.no_grad():
-        changer.speaking.table.zero_()
-        changer.speaking.bias.fill_(-100.0)  # nothing is speech
-        assert torch.equal(said(1.0), said(0.0))
-        changer.speaking.bias.fill_(100.0)  # all is
-    speech = said(1.0)
-    assert not torch.equal(speech, said(0.0))
+    heard = []
+    for odds in (-100.0, 100.0):
+        with torch.no_grad():
+            changer.speaking.table.zero_()
+            changer.speaking.bias.fill_(odds)
+        heard.append([changer.convert(x, "bruno", rate, Settings(fit=fit))[0] for fit in (0.0, 1.0)])
+    assert torch.equal(*heard[0]) and not torch.equal(*heard[1])
     changer.speaking = None
-    assert torch.equal(said(1.0), speech)
+    assert torch.equal(changer.convert(x, "bruno", rate, Settings())[0], heard[1][1])
 
 
 def test_who_speaks_only_after_the_scanned_minute_is_still_learnt() -> None:
