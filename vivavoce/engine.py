@@ -29,7 +29,7 @@ from vivavoce.core.errors import ConfigError
 from vivavoce.core.layers import State
 from vivavoce.core.traced import eager, traced
 from vivavoce.fit import Scale, mend, scale_of
-from vivavoce.guidance import WORDLESS, Way, begin, lead, steerable
+from vivavoce.guidance import Way, begin, lead, steerable
 from vivavoce.lm import LMState, Source, VoiceLM
 from vivavoce.units import HubertUnits, UnitEncoder, prosody
 from vivavoce.units.prosody import Register
@@ -47,8 +47,8 @@ class Settings:
         seed: of the codec's noise, and of sampling.
         temperature: of sampling; 0 is greedy. Only autoregressive models sample; the embedded one does not.
         guidance: how hard to lead away from the source's own voice (vivavoce.guidance), 0 to 5: more likeness, fewer
-            clear phonemes; half as hard where the source does not speak. Autoregressive models and EnCodec are led away
-            from an average voice instead, if they came with a crowd prompt; ignored by others.
+            clear phonemes, where the source speaks; other sounds are not led. Autoregressive models and EnCodec are led
+            away from an average voice instead, if they came with a crowd prompt; ignored by others.
         fit: share of what was fitted to the voice's reference (vivavoce.fit) that is used, 0 to 1, where the source
             speaks; other sounds, and voices without a fit, are as the language model has them.
         keep: share of the source's own sound that its voice does not explain which is kept, 0 to 1: clearer words, more
@@ -346,8 +346,7 @@ def _steer(books: ResidualVQ, scale: Scale | None, weights: Tensor, speech: Tens
     if not heard or scale is None:
         return mended, ()
     (own, periodicity, way), led = heard, []
-    away = guidance * (WORDLESS + (1.0 - WORDLESS) * speech[..., None])
-    for x, y, p, g in zip(*(a.split(1, dim=1) for a in (said, own, periodicity, away))):
+    for x, y, p, g in zip(*(a.split(1, dim=1) for a in (said, own, periodicity, guidance * speech[..., None]))):
         more, way = lead(x, y, p, Way(*way), scale, g, keep)
         led.append(more)
     return mended + torch.cat(led, dim=1), way

@@ -21,7 +21,6 @@ from vivavoce.fit import VOICED, Scale, penalty, say_all, scale_of
 from vivavoce.lm import Source, VoiceLM
 
 RELAX = 1e-5  # share, a voiced frame, by which a map becomes as unsure as at first: some 60 s of voice are remembered
-WORDLESS = 0.5  # share of guidance where nobody speaks: it costs laughs and cries (docs/experiments.md, no. 85)
 SURE = 100.0  # voiced frames after which half of what is kept in the end is kept
 
 
