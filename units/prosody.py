@@ -65,7 +65,7 @@ class Pitches(NamedTuple):
         The more there is, the better it tells; a little among much that is none may be none itself.
         """
         mean = self.speech / self.spoken - FALL / 12.0 * math.exp(-self.spoken / FELL)
-        stray = 1.0 + self.other / self.spoken
+        stray = (1.0 + self.other / self.spoken) ** 2
         return 12.0 * mean, stray * SWAY**2 / (1.0 + (self.spoken / ALIKE) ** 2)
 
     def register(self) -> float:
