@@ -48,9 +48,9 @@ def add(commands: Commands) -> None:
     c.add_argument("--voice", required=True, metavar="VOICE", help="embedded name, .voice file or recording")
     c.add_argument("--seed", type=int, default=0, help="of all randomness (default 0)")
     c.add_argument("--guidance", type=float, metavar="G",
-                   help="0 to 5: more likeness to the voice, less clear words (default: as tuned)")
+                   help="0 to 5: more likeness to the voice, less clear words; of speech alone (default: as tuned)")
     c.add_argument("--fit", type=float, metavar="SHARE",
-                   help="0 to 1: of what was fitted to the voice's own reference (default: as tuned)")
+                   help="0 to 1: of what was fitted to the voice's own reference; of speech alone (default: as tuned)")
     c.add_argument("--keep", type=float, metavar="SHARE",
                    help="0 to 1: of the source's own fast movements; clearer words, more of laughs and breath, less "
                         "likeness (default: as tuned)")  # fmt: skip
