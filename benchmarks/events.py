@@ -4,7 +4,7 @@
         [--rungs late,noise,tilt,world,codec,files,live]
 
 A split of our corpus has 180 such clips, two minutes of work; fewer than thirty of them are cries to the tagger. To
-choose among settings of the engine, `--split train --clips 150` has five times as many: heard in training, but alike
+choose among settings of the engine, `--split train --clips 150` has four times as many: heard in training, but alike
 for all. Each is converted into one of the embedded voices. Beside the conversions stands what should cost nothing or
 little, which says where the judge's own doubt begins: the clip 5 ms later; with white noise 25 dB below; tilted by 4 dB
 at 1 kHz; analysed and said again by WORLD (Morise et al. 2016), a vocoder without codes; through the codec alone. Of
